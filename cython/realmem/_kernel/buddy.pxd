@@ -1,0 +1,47 @@
+# Free areas of one zone: blocks of 2**order pages by migratetype.
+# Mirrors mm/page_alloc.c (Linux 6.18).  Everything here is signal-safe.
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+
+from realmem.types cimport machine, page, zone
+
+cdef enum:
+    # How an allocation may use a zone; Linux's ALLOC_* (mm/internal.h).
+    ALLOC_WMARK_MIN = 0
+    ALLOC_WMARK_LOW = 1
+    ALLOC_WMARK_HIGH = 2
+    ALLOC_NO_WATERMARKS = 0x04
+    ALLOC_OOM = 0x08
+    ALLOC_NON_BLOCK = 0x10
+    ALLOC_MIN_RESERVE = 0x20
+    ALLOC_NOFRAGMENT = 0x100
+    ALLOC_HIGHATOMIC = 0x200
+    ALLOC_KSWAPD = 0x800
+    ALLOC_RESERVES = 0x238
+    ALLOC_WMARK_MASK = 0x03
+
+# Take one block of 2**order pages from z, from other migratetypes if need be.
+# Mirrors: rmqueue_buddy() => __rmqueue() => __rmqueue_smallest(), __rmqueue_claim(),
+# __rmqueue_steal().
+# Preconditions: z.lock held; order <= MAX_PAGE_ORDER.
+# Returns: the first page, its kind still PAGE_BUDDY's leftovers, or NULL.
+cdef page* rmqueue_locked(zone* z, unsigned int order, int migratetype,
+                          unsigned int alloc_flags) noexcept nogil
+
+# Put a block back and merge it with its free buddies.
+# Mirrors: __free_one_page().
+# Preconditions: z.lock held; p heads 2**order pages of z that are on no list.
+cdef void free_one_page_locked(zone* z, page* p, uint64_t pfn, unsigned int order,
+                               int migratetype, bint to_tail) noexcept nogil
+
+# The migratetype of the pageblock that holds pfn.
+cdef int get_pageblock_migratetype(const zone* z, uint64_t pfn) noexcept nogil
+
+# Keep a pageblock for atomic allocations after one of order > 0 succeeded; give one back.
+# Mirrors: reserve_highatomic_pageblock(), unreserve_highatomic_pageblock().
+cdef void reserve_highatomic_pageblock(zone* z, page* p, unsigned int order) noexcept nogil
+cdef bint unreserve_highatomic_pageblock(zone* z, bint force) noexcept nogil
+
+# Initialise an empty zone's lists; free a range of boot memory into it, in the largest
+# aligned blocks, lowest address first.
+cdef void init_zone(zone* z) noexcept nogil
+cdef void free_boot_range(zone* z, uint64_t start_pfn, uint64_t end_pfn) noexcept nogil

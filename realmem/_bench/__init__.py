@@ -1,0 +1,1 @@
+"""Compiled measuring loops."""

@@ -1,0 +1,1 @@
+"""Compiled, GIL-side faces of the kernel side."""

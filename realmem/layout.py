@@ -1,0 +1,142 @@
+"""Constants with Linux's values: page arithmetic, GFP flags, PROT_*, MAP_*."""
+
+from __future__ import annotations
+
+import re
+from enum import IntFlag
+
+PAGE_SHIFT = 12
+PAGE_SIZE = 1 << PAGE_SHIFT
+MAX_PAGE_ORDER = 10
+PAGEBLOCK_ORDER = 9
+STRUCT_PAGE_SIZE = 64
+
+ZONE_NAMES = ("DMA", "DMA32", "Normal", "Movable")
+MIGRATE_NAMES = ("Unmovable", "Movable", "Reclaimable", "HighAtomic", "Isolate")
+
+
+class GFP(IntFlag):
+    """What a caller allows of an allocation (include/linux/gfp_types.h)."""
+
+    # Where
+    DMA = 0x01
+    HIGHMEM = 0x02
+    DMA32 = 0x04
+    MOVABLE = 0x08
+    RECLAIMABLE = 0x10
+    # How deep into the reserves
+    HIGH = 0x20
+    MEMALLOC = 0x20000
+    NOMEMALLOC = 0x80000
+    # What reclaim may do
+    IO = 0x40
+    FS = 0x80
+    DIRECT_RECLAIM = 0x400
+    KSWAPD_RECLAIM = 0x800
+    RECLAIM = 0xC00
+    RETRY_MAYFAIL = 0x4000
+    NOFAIL = 0x8000
+    NORETRY = 0x10000
+    # What comes back
+    ZERO = 0x100
+    WRITE = 0x1000
+    NOWARN = 0x2000
+    COMP = 0x40000
+    HARDWALL = 0x100000
+    THISNODE = 0x200000
+    ACCOUNT = 0x400000
+    # The usual combinations
+    ATOMIC = HIGH | KSWAPD_RECLAIM
+    KERNEL = RECLAIM | IO | FS
+    KERNEL_ACCOUNT = KERNEL | ACCOUNT
+    NOWAIT = KSWAPD_RECLAIM | NOWARN
+    NOIO = RECLAIM
+    NOFS = RECLAIM | IO
+    USER = RECLAIM | IO | FS | HARDWALL
+    HIGHUSER = USER | HIGHMEM
+    HIGHUSER_MOVABLE = HIGHUSER | MOVABLE
+    TRANSHUGE_LIGHT = (HIGHUSER_MOVABLE | COMP | NOMEMALLOC | NOWARN) & ~RECLAIM
+    TRANSHUGE = TRANSHUGE_LIGHT | DIRECT_RECLAIM
+
+
+GFP_ATOMIC = GFP.ATOMIC
+GFP_KERNEL = GFP.KERNEL
+GFP_KERNEL_ACCOUNT = GFP.KERNEL_ACCOUNT
+GFP_NOWAIT = GFP.NOWAIT
+GFP_NOIO = GFP.NOIO
+GFP_NOFS = GFP.NOFS
+GFP_USER = GFP.USER
+GFP_DMA = GFP.DMA
+GFP_DMA32 = GFP.DMA32
+GFP_HIGHUSER = GFP.HIGHUSER
+GFP_HIGHUSER_MOVABLE = GFP.HIGHUSER_MOVABLE
+GFP_TRANSHUGE_LIGHT = GFP.TRANSHUGE_LIGHT
+GFP_TRANSHUGE = GFP.TRANSHUGE
+
+PROT_NONE = 0
+PROT_READ = 1
+PROT_WRITE = 2
+PROT_EXEC = 4
+
+MAP_SHARED = 0x01
+MAP_PRIVATE = 0x02
+MAP_FIXED = 0x10
+MAP_ANONYMOUS = 0x20
+
+SEGV_MAPERR = 1
+SEGV_ACCERR = 2
+
+_UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
+_SIZE = re.compile(r"\s*(\d+)\s*([KMGT]?)(?:i?B)?\s*", re.IGNORECASE)
+
+
+def parse_size(size: int | str, what: str = "size") -> int:
+    """
+    Read a number of bytes: an int, or a string such as ``"64K"`` or ``"1GiB"`` (binary).
+
+    :param size: bytes, or a string with an optional unit K, M, G or T, any case.
+    :param what: what the size is of, for the message.
+    :return: bytes.
+    :raises ValueError: a negative number or a malformed string.
+    :raises TypeError: neither an int nor a string.
+    """
+    if isinstance(size, bool) or not isinstance(size, (int, str)):
+        raise TypeError(f"{what} must be an int or a string such as '256M', not {size!r}")
+    if isinstance(size, int):
+        if size < 0:
+            raise ValueError(f"{what} is negative: {size}")
+        return int(size)
+    match = _SIZE.fullmatch(size)
+    if match is None:
+        raise ValueError(f"{what} is not a size: {size!r} (examples: '64K', '256M', '1GiB')")
+    return int(match[1]) << _UNITS[match[2].upper()]
+
+
+def format_size(size: int) -> str:
+    """Write a number of bytes the short binary way: ``268435456`` is ``'256M'``."""
+    for unit, shift in (("T", 40), ("G", 30), ("M", 20), ("K", 10)):
+        if size and size % (1 << shift) == 0:
+            return f"{size >> shift}{unit}"
+    if size >= 1 << 20:
+        return f"{size / (1 << 20):.1f}M"
+    return f"{size}B" if size < 1024 else f"{size / 1024:.1f}K"
+
+
+def get_order(size: int) -> int:
+    """
+    Give the smallest order whose block holds ``size`` bytes (asm-generic/getorder.h).
+
+    :raises ValueError: size is not positive.
+    """
+    if size <= 0:
+        raise ValueError(f"size must be positive: {size}")
+    return ((size - 1) >> PAGE_SHIFT).bit_length()
+
+
+__all__ = [
+    "GFP",
+    "PAGE_SHIFT",
+    "PAGE_SIZE",
+    "get_order",
+    *[name for name in list(globals()) if re.match(r"(GFP|PROT|MAP|SEGV)_", name)],
+]

@@ -10,6 +10,8 @@ cdef extern from *:
     #endif
     #include <errno.h>
     #include <linux/membarrier.h>
+    #include <sched.h>
+    #include <sys/mman.h>
     #include <sys/syscall.h>
     #include <unistd.h>
     static inline long rm_mbind(void *addr, unsigned long len, int mode,
@@ -32,6 +34,22 @@ cdef extern from *:
                                     int* status, int flags) noexcept nogil
     long get_mempolicy "rm_get_mempolicy"(int* mode, unsigned long* mask, unsigned long maxnode,
                                           void* addr, unsigned long flags) noexcept nogil
+    void* mmap(void* addr, size_t length, int prot, int flags, int fd, long offset) noexcept nogil
+    int munmap(void* addr, size_t length) noexcept nogil
+    int mprotect(void* addr, size_t length, int prot) noexcept nogil
+    int madvise(void* addr, size_t length, int advice) noexcept nogil
+    int sched_yield() noexcept nogil
+    enum: PROT_NONE
+    enum: PROT_READ
+    enum: PROT_WRITE
+    enum: MAP_PRIVATE
+    enum: MAP_SHARED
+    enum: MAP_FIXED
+    enum: MAP_ANONYMOUS
+    enum: MAP_NORESERVE
+    void* MAP_FAILED
+    enum: MADV_DONTFORK
+    enum: MADV_DONTDUMP
     long membarrier "rm_membarrier"(int cmd) noexcept nogil
     enum: MEMBARRIER_CMD_PRIVATE_EXPEDITED
     enum: MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED

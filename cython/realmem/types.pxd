@@ -113,7 +113,7 @@ cdef enum:
     PAGE_BUDDY = 2              # heads a free block in a zone's free area
     PAGE_PCP = 3                # heads a free block in a per-CPU list
     PAGE_ALLOCATED = 4          # heads an allocated block
-    PAGE_HOLE = 5               # no memory behind it
+    PAGE_BAD = 5                # taken out of use: found corrupted
 
 # page.flags: low bits PG_*, the zone's index in machine.zones from bit 48 on.
 cdef enum:
@@ -137,7 +137,8 @@ cdef enum:
     PG_poisoned = 17            # free, and holds PAGE_POISON
     NR_PAGEFLAGS = 18
     PAGE_ZONE_SHIFT = 48
-    PAGE_FLAGS_CHECK_AT_FREE = 0x2D8FF   # none of these on a page being freed
+    PAGE_FLAGS_CHECK_AT_FREE = 0x9DD1   # locked lru active slab reserved unevictable mlocked
+                                        # table tail: none of these on a page being freed
 
 cdef struct page_ref:
     int32_t refcount
@@ -169,7 +170,14 @@ cdef struct page:
     page_kind kind
     uint32_t owner              # owner's word (page_owner handle, pid)
 
-cdef enum: COUNTS_FREE_HI = 0xFFFFFFFF      # mapcount -1 above refcount 0
+# page.counts.word of a free page (refcount 0, mapcount -1) and of a new one (1, -1).
+cdef extern from *:
+    """
+    #define RM_COUNTS_FREE 0xFFFFFFFF00000000ULL
+    #define RM_COUNTS_NEW  0xFFFFFFFF00000001ULL
+    """
+    const uint64_t COUNTS_FREE "RM_COUNTS_FREE"
+    const uint64_t COUNTS_NEW "RM_COUNTS_NEW"
 
 cdef struct free_area:
     list_head free_list[5]      # by migratetype, MIGRATE_TYPES of them
@@ -225,8 +233,9 @@ cdef enum:
     PCPF_PREV_FREE_HIGH_ORDER = 1
 
 # Per-thread data.  Only its thread touches it between busy = 1 and busy = 0; another
-# thread that wants in sets `stolen`, makes every thread pass a barrier, waits for
-# busy == 0 and takes `lock`; while stolen is set the owner takes `lock` too.
+# thread that wants in sets `stolen`, makes every thread pass a barrier (membarrier),
+# waits for busy == 0 and takes `lock`; while stolen is set the owner takes `lock` too.
+# So the owner pays two plain stores, and the thief pays for both.
 cdef struct cpu_area:
     machine* machine
     int busy                    # writer: owner
@@ -234,7 +243,7 @@ cdef struct cpu_area:
     int32_t cpu                 # host CPU at the last entry; writer: owner
     int32_t nid                 # its simulated node
     int32_t atomic_depth        # machine.atomic_context() nesting; writer: owner
-    int32_t in_use              # has a live thread
+    int32_t locked              # the owner came in by the lock; writer: holder of lock
     spinlock lock
     cpu_area* next              # all areas of a machine; guarded by machine.areas_lock
     cpu_area* thread_next       # all areas of a thread
@@ -280,7 +289,6 @@ cdef struct machine:
     # Called when an allocation that may reclaim finds nothing: returns pages freed.
     # NULL until reclaim exists.
     int64_t (*reclaim)(machine* m, zone* preferred, uint32_t gfp, unsigned int order) noexcept nogil
-    int (*inject_page_alloc)(machine* m, uint32_t gfp, unsigned int order) noexcept nogil
     # Areas of the threads that used this machine.
     spinlock areas_lock
     cpu_area* areas
@@ -289,7 +297,9 @@ cdef struct machine:
     # What ended threads' areas had counted.
     uint64_t events[16]
     uint64_t* zone_events       # nr_zones * (1 + NR_VM_NUMA_EVENT_ITEMS): pgalloc, numa[]
-    int64_t nr_pages_failed
+    # Frames found corrupted when they were to be given out; the last one's number.
+    int64_t nr_bad_pages
+    uint64_t bad_pfn
 
 cdef inline uint64_t page_to_pfn(const machine* m, const page* p) noexcept nogil:
     return (<uint64_t>p - <uint64_t>m.vmemmap) >> STRUCT_PAGE_SHIFT

@@ -41,6 +41,13 @@ cdef int get_pageblock_migratetype(const zone* z, uint64_t pfn) noexcept nogil
 cdef void reserve_highatomic_pageblock(zone* z, page* p, unsigned int order) noexcept nogil
 cdef bint unreserve_highatomic_pageblock(zone* z, bint force) noexcept nogil
 
+# Whether z has more than `mark` + its reserve left after an allocation of this order, given
+# `free` free pages, and a block to serve it.  Reads only.
+# Mirrors: __zone_watermark_ok().
+cdef bint zone_watermark_ok(const zone* z, unsigned int order, uint64_t mark,
+                            int highest_zone, unsigned int alloc_flags,
+                            int64_t free) noexcept nogil
+
 # Initialise an empty zone's lists; free a range of boot memory into it, in the largest
 # aligned blocks, lowest address first.
 cdef void init_zone(zone* z) noexcept nogil

@@ -49,27 +49,30 @@ cdef void split_page(machine* m, page* p, unsigned int order) noexcept nogil
 
 cdef bint gfp_is_valid(uint32_t gfp) noexcept nogil
 
-# Whether z has more than mark + its reserve left after an allocation of this order.
-# Mirrors: __zone_watermark_ok().
-cdef bint zone_watermark_ok(const zone* z, unsigned int order, uint64_t mark,
-                            int highest_zone, unsigned int alloc_flags,
-                            int64_t free) noexcept nogil
-
 # Empty every per-CPU list of m into the free areas; returns pages moved.
-# Not signal-safe on a thread that already holds a zone lock.
 cdef int64_t drain_all_pages(machine* m) noexcept nogil
 
 # The calling thread's data for m; made on first use.  May map memory: not signal-safe
 # (the handler uses m.shared_area instead).
 cdef cpu_area* get_cpu_area(machine* m) noexcept nogil
 
-# Add one to the calling thread's event counter (VM events of types.pxd).
+# The same for the fault handler, which may meet a thread for the first time: between the
+# two, the thread uses its own area of m if it has one, the shared one otherwise.
+# return_area takes what borrow_area returned.  Signal-safe.
+cdef cpu_area* borrow_area(machine* m) noexcept nogil
+cdef void return_area(cpu_area* before) noexcept nogil
+
+# Counts os.fork: a face whose generation differs lives in a child that must not use it.
+cdef int fork_generation
+
+# Add to the calling thread's event counter (VM events of types.pxd).
 cdef void count_vm_event(machine* m, int event, uint64_t delta) noexcept nogil
 
 # Stop and restart every owner of a per-CPU list (for machine.check()).
 cdef void freeze_cpu_areas(machine* m) noexcept nogil
 cdef void thaw_cpu_areas(machine* m) noexcept nogil
 
-# Machine life: register before the first allocation; forget before the memory goes.
+# Machine life: register before the first allocation (0 or -ENOMEM); forget before the
+# memory goes.
 cdef int page_alloc_init(machine* m) noexcept nogil
 cdef void page_alloc_exit(machine* m) noexcept nogil

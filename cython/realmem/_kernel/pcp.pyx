@@ -1,0 +1,229 @@
+# cython: language_level=3, cdivision=True, boundscheck=False, wraparound=False
+# cython: initializedcheck=False, nonecheck=False, profile=False, linetrace=False
+# Per-CPU page lists: refill, shrink, drain.  Compare mm/page_alloc.c (Linux 6.18):
+# __rmqueue_pcplist(), nr_pcp_alloc(), nr_pcp_high(), free_pcppages_bulk().
+# Callers are inside their area (cpu_area.busy), or have stolen it.
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+
+from realmem._kernel.buddy cimport free_one_page_locked, rmqueue_locked, zone_watermark_ok
+from realmem.compiler cimport peek64, spin_lock, spin_unlock
+from realmem.linux cimport (
+    MADV_DONTFORK, MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, madvise, mmap,
+    munmap,
+)
+from realmem.types cimport (
+    NR_PCP_LISTS, NR_VM_EVENT_ITEMS, NR_VM_NUMA_EVENT_ITEMS, PAGE_ALLOC_COSTLY_ORDER, PAGE_PCP,
+    PAGE_TAIL, PAGEBLOCK_ORDER, PCPF_PREV_FREE_HIGH_ORDER, WMARK_HIGH, ZONE_BELOW_HIGH,
+    ZONE_MOVABLE, cpu_area, list_add_tail, list_del, list_empty, list_head, list_init,
+    lru_to_page, machine, page, page_to_pfn, per_cpu_pages, zone,
+)
+
+
+# Compare __rmqueue_pcplist().
+cdef page* rmqueue_pcplist(cpu_area* area, zone* z, unsigned int order, int migratetype,
+                           unsigned int alloc_flags) noexcept nogil:
+    cdef per_cpu_pages* pcp = area.pcp + z.index
+    cdef list_head* head = &pcp.lists[order_to_pindex(migratetype, order)]
+    cdef page* p
+    if list_empty(head):
+        pcp.count += rmqueue_bulk(z, order, nr_pcp_alloc(pcp, z, order), head, migratetype,
+                                  alloc_flags) << order
+        if list_empty(head):
+            return NULL
+    p = lru_to_page(head.next)
+    list_del(&p.lru)
+    pcp.count -= 1 << order
+    pcp.free_count >>= 1
+    return p
+
+
+# Move up to `count` blocks from the free areas to a per-CPU list, lowest address first;
+# returns how many.
+cdef int rmqueue_bulk(zone* z, unsigned int order, int count, list_head* head, int migratetype,
+                      unsigned int alloc_flags) noexcept nogil:
+    cdef int i = 0
+    cdef page* p
+    spin_lock(&z.lock)
+    while i < count:
+        p = rmqueue_locked(z, order, migratetype, alloc_flags)
+        if p == NULL:
+            break
+        p.kind.word = PAGE_PCP | order << 8 | <uint32_t>migratetype << 16
+        list_add_tail(&p.lru, head)
+        i += 1
+    spin_unlock(&z.lock)
+    return i
+
+
+# Blocks to fetch at a refill: the zone's batch, doubled as long as a thread allocates
+# without freeing, scaled down by order.  Compare nr_pcp_alloc().
+cdef int nr_pcp_alloc(per_cpu_pages* pcp, const zone* z, unsigned int order) noexcept nogil:
+    cdef int base = z.batch
+    cdef int batch = base
+    cdef int high
+    cdef int most
+    pcp.high = clamp(pcp.high, z.high_min, z.high_max)
+    high = pcp.high
+    if high < base:
+        return 1                # lists are switched off
+    if order == 0:
+        batch = base << pcp.alloc_factor
+    # A longer list would have spared this refill.
+    if z.high_min != z.high_max and not z.flags & ZONE_BELOW_HIGH:
+        high = min(high + batch, z.high_max)
+        pcp.high = high
+    if order == 0:
+        most = max(high - pcp.count - base, base)
+        if batch <= most and pcp.alloc_factor < PCP_BATCH_SCALE_MAX:
+            pcp.alloc_factor += 1
+        batch = min(batch, most)
+    if batch > 1:
+        batch = max(batch >> order, 2)
+    return batch
+
+
+# A list grew past its high mark, or the zone is short: give a batch back.
+# Compare free_frozen_page_commit(), nr_pcp_high(), nr_pcp_free().
+cdef void shrink_pcp(per_cpu_pages* pcp, zone* z, unsigned int order) noexcept nogil:
+    cdef int batch = z.batch
+    cdef bint free_high = False
+    cdef int high
+    cdef int n
+    # A run of high-order frees is a teardown: keep less.
+    if order > 0 and order <= PAGE_ALLOC_COSTLY_ORDER:
+        free_high = (pcp.free_count >= batch + z.high_min / 2
+                     and pcp.flags & PCPF_PREV_FREE_HIGH_ORDER != 0)
+        pcp.flags |= PCPF_PREV_FREE_HIGH_ORDER
+    elif pcp.flags & PCPF_PREV_FREE_HIGH_ORDER:
+        pcp.flags &= ~<uint8_t>PCPF_PREV_FREE_HIGH_ORDER
+    high = nr_pcp_high(pcp, z, batch, free_high)
+    if pcp.count < high:
+        return
+    n = nr_pcp_free(pcp, z, batch, high, free_high)
+    free_pcppages_bulk(z, pcp, n)
+    if (z.flags & ZONE_BELOW_HIGH
+            and zone_watermark_ok(z, 0, z.watermark[WMARK_HIGH], ZONE_MOVABLE, 0,
+                                  peek64(&z.free_pages))):
+        z.flags &= ~<uint32_t>ZONE_BELOW_HIGH
+
+
+cdef int nr_pcp_high(per_cpu_pages* pcp, const zone* z, int batch,
+                     bint free_high) noexcept nogil:
+    cdef int high = clamp(pcp.high, z.high_min, z.high_max)
+    if high == 0:
+        return 0
+    if free_high:
+        pcp.high = max(high - (batch << PCP_BATCH_SCALE_MAX), z.high_min)
+        return 0
+    if z.high_min == z.high_max:
+        return high
+    if z.flags & ZONE_BELOW_HIGH:
+        pcp.high = max(high - pcp.free_count, z.high_min)
+        return max(pcp.count, z.high_min)
+    if pcp.count >= high:
+        pcp.high = clamp(max(high, pcp.free_count + batch), z.high_min, z.high_max)
+        return pcp.high
+    return high
+
+
+cdef int nr_pcp_free(per_cpu_pages* pcp, const zone* z, int batch, int high,
+                     bint free_high) noexcept nogil:
+    if free_high or high < batch:
+        return pcp.count if free_high else 1
+    return clamp(pcp.free_count, batch, max(high - batch, batch))
+
+
+# Give up to `count` pages back, oldest first, from the lists in turn.
+# Compare free_pcppages_bulk().
+cdef void free_pcppages_bulk(zone* z, per_cpu_pages* pcp, int count) noexcept nogil:
+    cdef int pindex = 0
+    cdef unsigned int order
+    cdef uint64_t pfn
+    cdef page* p
+    count = min(count, pcp.count)
+    spin_lock(&z.lock)
+    while count > 0:
+        while list_empty(&pcp.lists[pindex]):
+            pindex = pindex + 1 if pindex + 1 < NR_PCP_LISTS else 0
+        while count > 0 and not list_empty(&pcp.lists[pindex]):
+            p = lru_to_page(pcp.lists[pindex].prev)
+            order = p.kind.h.order
+            pfn = page_to_pfn(z.machine, p)
+            list_del(&p.lru)
+            pcp.count -= 1 << order
+            count -= 1 << order
+            p.kind.word = PAGE_TAIL
+            free_one_page_locked(z, p, pfn, order, z.pageblock[(pfn >> PAGEBLOCK_ORDER)
+                                                               - z.pageblock_start], False)
+        pindex = pindex + 1 if pindex + 1 < NR_PCP_LISTS else 0
+    spin_unlock(&z.lock)
+
+
+# Preconditions: nobody else is in this area.
+cdef int64_t drain_area(machine* m, cpu_area* area) noexcept nogil:
+    cdef int64_t moved = 0
+    cdef int i
+    for i in range(m.nr_zones):
+        if area.pcp[i].count > 0:
+            moved += area.pcp[i].count
+            free_pcppages_bulk(m.zones + i, area.pcp + i, area.pcp[i].count)
+    return moved
+
+
+cdef cpu_area* area_new(machine* m) noexcept nogil:
+    cdef uint64_t size = sizeof(cpu_area) + m.nr_zones * sizeof(per_cpu_pages)
+    cdef void* where = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+    cdef cpu_area* area
+    if where == MAP_FAILED:
+        return NULL
+    madvise(where, size, MADV_DONTFORK)
+    area = <cpu_area*>where
+    area.bytes = size
+    area.cpu = -1
+    area.pcp = <per_cpu_pages*>(area + 1)
+    area_reset(m, area)
+    return area
+
+
+cdef void area_reset(machine* m, cpu_area* area) noexcept nogil:
+    cdef int i
+    cdef int j
+    for i in range(NR_VM_EVENT_ITEMS):
+        area.events[i] = 0
+    for i in range(m.nr_zones):
+        area.pcp[i].count = 0
+        area.pcp[i].high = m.zones[i].high_min
+        area.pcp[i].free_count = 0
+        area.pcp[i].alloc_factor = 0
+        area.pcp[i].flags = 0
+        area.pcp[i].pgalloc = 0
+        for j in range(NR_VM_NUMA_EVENT_ITEMS):
+            area.pcp[i].numa[j] = 0
+        for j in range(NR_PCP_LISTS):
+            list_init(&area.pcp[i].lists[j])
+
+
+cdef void area_fold(machine* m, cpu_area* area) noexcept nogil:
+    cdef int i
+    cdef int j
+    cdef uint64_t* counts = m.zone_events
+    for i in range(NR_VM_EVENT_ITEMS):
+        m.events[i] += area.events[i]
+        area.events[i] = 0
+    for i in range(m.nr_zones):
+        counts[0] += area.pcp[i].pgalloc
+        area.pcp[i].pgalloc = 0
+        for j in range(NR_VM_NUMA_EVENT_ITEMS):
+            counts[1 + j] += area.pcp[i].numa[j]
+            area.pcp[i].numa[j] = 0
+        counts += 1 + NR_VM_NUMA_EVENT_ITEMS
+
+
+cdef void area_free(cpu_area* area) noexcept nogil:
+    munmap(area, area.bytes)
+
+
+cdef inline int clamp(int value, int low, int high) noexcept nogil:
+    if value < low:
+        return low
+    return high if value > high else value

@@ -1,0 +1,223 @@
+# cython: cdivision=True, boundscheck=False, wraparound=False, initializedcheck=False
+"""
+Streaming kernels: how fast bytes come and go when nothing waits for anything.
+
+A :class:`Gang` is a number of threads that run the same kernel on their own slices of three
+arrays, starting and ending together: a pass takes from the moment all are ready to the moment
+the last has finished.
+"""
+from libc.stdint cimport uint64_t, uintptr_t
+from libc.stdlib cimport calloc, free
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+
+cdef extern from *:
+    """
+    #include <sched.h>
+    #if defined(__x86_64__) || defined(__i386__)
+    #define rm_pause() __builtin_ia32_pause()
+    #else
+    #define rm_pause() __asm__ __volatile__("" ::: "memory")
+    #endif
+    """
+    # Arrays of one kernel never overlap; without this promise the compiler checks at run time,
+    # and does not make a copy what STREAM's copy is (a memcpy).
+    ctypedef double* array_t "double *__restrict__"
+    void pause "rm_pause"() noexcept nogil
+    int sched_yield() noexcept nogil
+    int load_int "__atomic_load_n"(int* p, int order) noexcept nogil
+    void store_int "__atomic_store_n"(int* p, int value, int order) noexcept nogil
+    int add_return "__atomic_add_fetch"(int* p, int value, int order) noexcept nogil
+    enum: ACQUIRE "__ATOMIC_ACQUIRE"
+    enum: RELEASE "__ATOMIC_RELEASE"
+    enum: ACQ_REL "__ATOMIC_ACQ_REL"
+    enum: RELAXED "__ATOMIC_RELAXED"
+
+# name -> (number, bytes moved for each element); as STREAM counts them, so a store's
+# read for ownership is not counted.
+cdef enum:
+    READ
+    WRITE
+    COPY
+    SCALE
+    ADD
+    TRIAD
+
+KERNELS = {
+    "read": (READ, 8),
+    "write": (WRITE, 8),
+    "copy": (COPY, 16),
+    "scale": (SCALE, 16),
+    "add": (ADD, 24),
+    "triad": (TRIAD, 24),
+}
+
+cdef extern from *:
+    """
+    #define RM_SCALAR 3.0
+    """
+    const double SCALAR "RM_SCALAR"
+
+
+ctypedef uint64_t (*kernel_t)(
+    array_t a, array_t b, array_t c, uint64_t n
+) noexcept nogil
+
+
+cdef uint64_t read_all(array_t a, array_t b, array_t c, uint64_t n) noexcept nogil:
+    # Integers: a sum of doubles must keep its order, which would measure the adder instead.
+    cdef const uint64_t* words = <const uint64_t*>a
+    cdef uint64_t i, total = 0
+    for i in range(n):
+        total += words[i]
+    return total
+
+
+cdef uint64_t write_all(array_t a, array_t b, array_t c, uint64_t n) noexcept nogil:
+    cdef uint64_t i
+    for i in range(n):
+        a[i] = 1.0
+    return 0
+
+
+cdef uint64_t copy(array_t a, array_t b, array_t c, uint64_t n) noexcept nogil:
+    cdef uint64_t i
+    for i in range(n):
+        c[i] = a[i]
+    return 0
+
+
+cdef uint64_t scale(array_t a, array_t b, array_t c, uint64_t n) noexcept nogil:
+    cdef uint64_t i
+    for i in range(n):
+        b[i] = SCALAR * c[i]
+    return 0
+
+
+cdef uint64_t add(array_t a, array_t b, array_t c, uint64_t n) noexcept nogil:
+    cdef uint64_t i
+    for i in range(n):
+        c[i] = a[i] + b[i]
+    return 0
+
+
+cdef uint64_t triad(array_t a, array_t b, array_t c, uint64_t n) noexcept nogil:
+    cdef uint64_t i
+    for i in range(n):
+        a[i] = b[i] + SCALAR * c[i]
+    return 0
+
+
+# Called through pointers, so that none is inlined: inlining loses the promise above.
+cdef kernel_t[6] functions
+functions[READ] = read_all
+functions[WRITE] = write_all
+functions[COPY] = copy
+functions[SCALE] = scale
+functions[ADD] = add
+functions[TRIAD] = triad
+
+
+cdef inline double now() noexcept nogil:
+    cdef timespec t
+    clock_gettime(CLOCK_MONOTONIC, &t)
+    return <double>t.tv_sec + 1e-9 * <double>t.tv_nsec
+
+
+cdef class Gang:
+    """
+    Threads that run kernels in step.
+
+    Each thread calls :meth:`work` with its own rank; the call returns when all have finished.
+
+    :param threads: how many will call :meth:`work`.
+    :param kernels: numbers of KERNELS, run one after the other in every pass.
+    :param passes: how often.
+    """
+
+    cdef int threads
+    cdef int arrived
+    cdef int round
+    cdef int cancelled
+    cdef int passes
+    cdef int nr_kernels
+    cdef int* kernels
+    cdef double* seconds            # passes x nr_kernels, written by rank 0
+    cdef uint64_t total             # keeps what the reading kernel found
+
+    def __cinit__(self, int threads, kernels, int passes):
+        if threads < 1 or passes < 1 or not kernels:
+            raise ValueError("a gang needs at least a thread, a pass and a kernel")
+        self.threads = threads
+        self.passes = passes
+        self.nr_kernels = <int>len(kernels)
+        self.kernels = <int*>calloc(self.nr_kernels, sizeof(int))
+        self.seconds = <double*>calloc(<size_t>passes * self.nr_kernels, sizeof(double))
+        if self.kernels == NULL or self.seconds == NULL:
+            raise MemoryError
+        for i, kernel in enumerate(kernels):
+            if not READ <= kernel <= TRIAD:
+                raise ValueError(f"no kernel {kernel}")
+            self.kernels[i] = kernel
+
+    def __dealloc__(self):
+        free(self.kernels)
+        free(self.seconds)
+
+    cdef bint meet(self) noexcept nogil:
+        # A barrier that spins, since a sleeper's wake-up takes longer than a small pass; it
+        # yields in between, for the case that there are more threads than CPUs.
+        cdef int turn = load_int(&self.round, ACQUIRE)
+        cdef int spins = 0
+        if add_return(&self.arrived, 1, ACQ_REL) == self.threads:
+            store_int(&self.arrived, 0, RELAXED)
+            store_int(&self.round, turn + 1, RELEASE)
+            return True
+        while load_int(&self.round, ACQUIRE) == turn:
+            if load_int(&self.cancelled, ACQUIRE):
+                return False
+            spins += 1
+            if spins % 4096 == 0:
+                sched_yield()
+            else:
+                pause()
+        return True
+
+    def work(self, int rank, uintptr_t a, uintptr_t b, uintptr_t c, uint64_t elements) -> None:
+        """
+        Run every pass on this thread's slice.
+
+        :param rank: 0 .. threads - 1; rank 0 keeps the times.
+        :param a: address of its slice of the first array; b, c: of the others.
+        :param elements: doubles in the slice.
+        """
+        cdef int i, k
+        cdef double begin = 0
+        cdef uint64_t found = 0
+        with nogil:
+            for i in range(self.passes):
+                for k in range(self.nr_kernels):
+                    if not self.meet():
+                        break
+                    if rank == 0:
+                        begin = now()
+                    found += functions[self.kernels[k]](
+                        <double*>a, <double*>b, <double*>c, elements)
+                    if not self.meet():
+                        break
+                    if rank == 0:
+                        self.seconds[i * self.nr_kernels + k] = now() - begin
+                if load_int(&self.cancelled, ACQUIRE):
+                    break
+        if rank == 0:
+            self.total = found
+
+    def cancel(self) -> None:
+        """Let threads that wait return: one of the gang will not come."""
+        store_int(&self.cancelled, 1, RELEASE)
+
+    def times(self) -> list[list[float]]:
+        """Give the seconds of each pass: one list a kernel, in the order of the kernels."""
+        return [
+            [self.seconds[i * self.nr_kernels + k] for i in range(self.passes)]
+            for k in range(self.nr_kernels)
+        ]

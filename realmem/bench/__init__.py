@@ -1,0 +1,68 @@
+"""
+Measuring real memory: latency, bandwidth, and what an allocation or a fault costs.
+
+Results are plain dataclasses (:mod:`realmem.bench.results`) that keep every sample, with unit,
+host facts and stamps; :func:`run` makes them, ``realmem bench`` shows them, and
+:mod:`realmem.bench.registry` says how a bench is written.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from realmem.bench import facts, registry
+from realmem.bench.compare import Comparison, compare
+from realmem.bench.registry import Bench, Options
+from realmem.bench.results import PeerResult, Result, Run
+
+__all__ = ["Bench", "Comparison", "Options", "PeerResult", "Result", "Run", "compare", "run"]
+
+
+def run(
+    names: Sequence[str] = ("all",),
+    options: Options | None = None,
+    *,
+    with_peers: bool = False,
+    on_result: Callable[[Result | PeerResult], None] | None = None,
+) -> Run:
+    """
+    Run benches.
+
+    :param names: of :func:`realmem.bench.registry.names`, or ``"all"``.
+    :param options: what to measure on.
+    :param with_peers: also run the peer programs of these benches, in turns with ours.
+    :param on_result: called with each result as soon as it is there.
+    :return: the figures with the host's facts, which are taken before anything runs.
+    :raises KeyError: a name that is none of a bench.
+    """
+    options = options or Options()
+    chosen = registry.names() if "all" in names else tuple(dict.fromkeys(names))
+    benches = [registry.get(name) for name in chosen]
+    host = facts.host_facts()
+    results: list[Result] = []
+    peers: list[PeerResult] = []
+    started = time.monotonic()
+    for bench in benches:
+        for result in bench.run(options):
+            results.append(result)
+            if on_result:
+                on_result(result)
+    for bench in benches:
+        for peer in bench.peers(options) if with_peers and bench.peers else ():
+            peers.append(peer)
+            if on_result:
+                on_result(peer)
+    return Run(
+        host=host,
+        options={
+            "benches": list(chosen),
+            "quick": options.quick,
+            "pages": list(options.pages) if options.pages else None,
+            "threads": options.threads,
+            "seed": options.seed,
+        },
+        results=tuple(results),
+        peers=tuple(peers),
+        seconds=time.monotonic() - started,
+    )

@@ -1,0 +1,103 @@
+"""
+Bandwidth: how many bytes a second come and go when nothing waits for anything.
+
+The kernels are STREAM's four, and a pure read and a pure write; bytes are counted as STREAM
+counts them, so a store's read for ownership is not.  One thread, then all CPUs of the node,
+each pinned, in step.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+
+from realmem._bench import stream
+from realmem.bench import memory
+from realmem.bench.pin import pinned_to
+from realmem.bench.places import places
+from realmem.bench.registry import Bench, Options
+from realmem.bench.results import Result
+
+KERNELS = ("read", "write", "copy", "scale", "add", "triad")
+
+
+def run_gang(
+    cpus: Sequence[int], address: int, elements: int, passes: int,
+    kernels: Sequence[str] = KERNELS,
+) -> dict[str, tuple[float, ...]]:
+    """
+    Run kernels over three arrays that lie one after the other, on some CPUs at once.
+
+    :param cpus: one thread is pinned to each.
+    :param address: of the first array.
+    :param elements: doubles in each array.
+    :param passes: how often; the first pass warms up and is dropped, so at least 2.
+    :param kernels: names, run in this order in every pass.
+    :return: GB/s of each pass by kernel.
+    :raises OSError: a thread could not be pinned.
+    """
+    threads = len(cpus)
+    gang = stream.Gang(threads, [stream.KERNELS[name][0] for name in kernels], passes)
+    failed: list[BaseException] = []
+
+    def member(rank: int) -> None:
+        first = elements // threads * rank + min(rank, elements % threads)
+        count = elements // threads + (rank < elements % threads)
+        arrays = [address + 8 * (elements * k + first) for k in range(3)]
+        try:
+            with pinned_to([cpus[rank]]):
+                gang.work(rank, *arrays, count)
+        except BaseException as why:
+            failed.append(why)
+            gang.cancel()
+
+    others = [threading.Thread(target=member, args=(rank,)) for rank in range(1, threads)]
+    for thread in others:
+        thread.start()
+    member(0)
+    for thread in others:
+        thread.join()
+    if failed:
+        raise failed[0]
+    return {
+        name: tuple(stream.KERNELS[name][1] * elements / seconds / 1e9 for seconds in times[1:])
+        for name, times in zip(kernels, gang.times(), strict=True)
+    }
+
+
+def run(options: Options) -> Iterator[Result]:
+    """Give one result for each memory node, page kind, CPU node, thread count and kernel."""
+    where = places()
+    array_bytes = (2 if options.quick else 4) * max(where.llc_bytes, 16 << 20)
+    passes = 6 if options.quick else 21
+    elements = array_bytes // 8
+    for memory_node in where.memory:
+        for pages in options.pages or ("4K", "2M"):
+            with memory.buffer(memory_node, 3 * array_bytes, pages) as area:
+                for cpu_node, cpus in where.cpus.items():
+                    most = min(len(cpus), options.threads or len(cpus))
+                    for threads in sorted({1, most}):
+                        options.progress(
+                            f"bandwidth {cpu_node}>{memory_node} {pages} threads {threads}"
+                        )
+                        rates = run_gang(cpus[:threads], area.address, elements, passes)
+                        for kernel, samples in rates.items():
+                            yield Result(
+                                "bandwidth",
+                                kernel,
+                                "GB/s",
+                                samples,
+                                cpu_node=cpu_node,
+                                memory_node=memory_node,
+                                params={
+                                    "pages": pages,
+                                    "threads": threads,
+                                    "array_bytes": array_bytes,
+                                },
+                                stamps=area.stamps,
+                                higher_is_better=True,
+                                note=f"{pages}: {area.source}",
+                            )
+
+
+BENCH = Bench("bandwidth", "Bandwidth", run)

@@ -1,0 +1,89 @@
+"""
+Idle load latency: how long a load takes that nothing could fetch ahead.
+
+A pointer chase over one random cycle through every line of a range, one line a stride, by one
+pinned thread, for each CPU node and memory node.  The sweep over sizes shows the caches as
+steps; the last size lies well beyond them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from realmem._bench import chase
+from realmem.bench import memory
+from realmem.bench.pin import pinned_to
+from realmem.bench.places import places
+from realmem.bench.registry import Bench, Options
+from realmem.bench.results import Result
+
+STRIDE_BYTES = 64
+
+_FIRST = 16 << 10
+
+
+def sizes(llc_bytes: int, quick: bool) -> list[int]:
+    """
+    Choose the sizes of a sweep: powers of two from 16 KiB to well beyond the last cache.
+
+    :param llc_bytes: size of the last cache.
+    :param quick: every second power only.
+    """
+    last = max(256 << 20, 4 * llc_bytes)
+    steps = range(_FIRST.bit_length() - 1, last.bit_length())
+    return [1 << step for step in (steps[::-2][::-1] if quick else steps)]
+
+
+def sample_chase(start: int, sample_ns: int, count: int) -> tuple[float, ...]:
+    """
+    Follow a cycle for a while, several times over, going on where the last sample ended.
+
+    :param start: address of a line of the cycle.
+    :param sample_ns: how long a sample should take.
+    :param count: how many samples.
+    :return: nanoseconds a load, one figure a sample.
+    """
+    loads, spent = 256, 0
+    while spent < sample_ns // 8:           # also warms what the caches can hold
+        loads *= 2
+        spent, start = chase.chase(start, loads)
+    loads = max(16, loads * sample_ns // spent) // 16 * 16
+    samples = []
+    for _ in range(count):
+        spent, start = chase.chase(start, loads)
+        samples.append(spent / loads)
+    return tuple(samples)
+
+
+def run(options: Options) -> Iterator[Result]:
+    """Give one result for each memory node, page kind, size and CPU node."""
+    where = places()
+    sample_ns, count = (10_000_000, 7) if options.quick else (100_000_000, 11)
+    sweep = sizes(where.llc_bytes, options.quick)
+    for memory_node in where.memory:
+        for pages in options.pages or ("4K", "2M"):
+            with memory.buffer(memory_node, sweep[-1], pages) as area:
+                for size in sweep:
+                    chase.build(area.address, size, STRIDE_BYTES, options.seed)
+                    for cpu_node, cpus in where.cpus.items():
+                        options.progress(f"latency {cpu_node}>{memory_node} {pages} {size >> 10}K")
+                        with pinned_to(cpus[:1]):
+                            samples = sample_chase(area.address, sample_ns, count)
+                        yield Result(
+                            "latency",
+                            "load",
+                            "ns",
+                            samples,
+                            cpu_node=cpu_node,
+                            memory_node=memory_node,
+                            params={
+                                "pages": pages,
+                                "size_bytes": size,
+                                "stride_bytes": STRIDE_BYTES,
+                            },
+                            stamps=area.stamps,
+                            note=f"{pages}: {area.source}",
+                        )
+
+
+BENCH = Bench("latency", "Idle load latency", run)

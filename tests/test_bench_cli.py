@@ -1,0 +1,154 @@
+"""``realmem bench``: usage errors, a whole small run, tables at several widths."""
+
+import io
+import json
+
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+
+from realmem.bench import registry
+from realmem.bench.registry import Bench
+from realmem.bench.results import PeerResult, Result, Run
+from realmem.cli import bench_view
+from realmem.cli.bench import bench
+
+
+def results_of(options):
+    for size in (4096, 8192, 16384, 32768):
+        options.progress(f"size {size}")
+        level = size / 4096
+        yield Result(
+            "toy", "load", "ns", (level, 1.1 * level, 1.2 * level), 0, 0,
+            {"size_bytes": size, "pages": "4K"}, ("unverified",), note="4K: toy memory",
+        )
+
+
+def peers_of(options):
+    yield PeerResult("toy", "other", "load", "ns", (1.0, 2.0), (2.0, 2.0))
+    yield PeerResult("toy", "missing", "load", "ns")
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    """One bench, called toy, in place of the real ones."""
+    entry = Bench("toy", "A toy", results_of, peers_of)
+    monkeypatch.setattr(registry, "names", lambda: ("toy",))
+    monkeypatch.setattr(registry, "get", {"toy": entry}.__getitem__)
+    return entry
+
+
+def call(*words, **more):
+    return CliRunner().invoke(bench, words, **more)
+
+
+def test_run_keeps_every_sample(toy, tmp_path):
+    target = tmp_path / "out.json"
+    done = call("toy", "--quick", "--pages", "4k", "--seed", "7", "--json", str(target))
+    assert done.exit_code == 0, done.output
+    run = Run.load(target)
+    assert [len(result.samples) for result in run.results] == [3] * 4
+    assert run.options["pages"] == ["4K"]
+    assert run.options["seed"] == 7
+    assert "stamped unverified" in done.output
+    assert "4K: toy memory" in done.output
+    assert "16K" in done.output
+
+
+def test_compare_with_itself_finds_nothing(toy, tmp_path):
+    target = tmp_path / "out.json"
+    assert call("all", "--json", str(target)).exit_code == 0
+    done = call("all", "--compare", str(target))
+    assert done.exit_code == 0, done.output
+    assert "4 of 4 figures within their noise" in done.output
+
+
+def test_compare_shows_what_moved(toy, tmp_path):
+    target = tmp_path / "out.json"
+    call("--json", str(target))
+    data = json.loads(target.read_text())
+    data["results"][2]["samples"] = [sample / 9 for sample in data["results"][2]["samples"]]
+    target.write_text(json.dumps(data))
+    done = call("--compare", str(target))
+    assert "worse" in done.output
+    assert "9.00" in done.output
+    assert "3 of 4 figures within" in done.output
+
+
+def test_peers(toy):
+    done = call("--peers")
+    assert done.exit_code == 0
+    assert "not present" in done.output
+    assert "0.750" in done.output           # the median of 1/2 and 2/2
+    assert "other" not in call("toy").output
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["latenzy"], "no bench 'latenzy': one of"),
+        (["--pages", "3K"], "no page size '3K'"),
+        (["--pages", ""], "no page size ''"),
+        (["--threads", "0"], "0 is not in the range"),
+        (["--threads", "two"], "'two' is not a valid integer"),
+        (["--json", "/nowhere/at/all.json"], "no such folder: /nowhere/at"),
+        (["--compare", "/nowhere/at/all.json"], "No such file or directory"),
+        (["--frob"], "No such option"),
+    ],
+)
+def test_bad_usage_exits_2(toy, words, said):
+    done = call(*words)
+    assert done.exit_code == 2
+    assert said in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"schema": "x"}', "\x00\x01", "[1"])
+def test_compare_refuses_other_files(toy, tmp_path, text):
+    path = tmp_path / "other.json"
+    path.write_text(text)
+    done = call("--compare", str(path))
+    assert done.exit_code == 2
+    assert "other.json: not" in done.stderr
+
+
+def test_failed_job_exits_1(toy, monkeypatch):
+    def fail(options):
+        raise OSError("node 0 has no memory\nsecond line")
+        yield
+
+    monkeypatch.setattr(registry, "get", {"toy": Bench("toy", "A toy", fail)}.__getitem__)
+    done = call("toy")
+    assert done.exit_code == 1
+    assert done.stderr == "Error: bench: node 0 has no memory\n"
+
+
+def test_output_folder_lost_meanwhile_exits_1(toy, tmp_path):
+    done = call("toy", "--json", str(tmp_path))
+    assert done.exit_code == 2              # a folder, seen before anything runs
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_tables_fit(width):
+    console = Console(file=io.StringIO(), width=width, force_terminal=False)
+    from realmem.bench.registry import Options
+
+    bench_view.show_bench(console, "A toy", list(results_of(Options())))
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    for figure in ("1.00", "2.20", "8.80", "32K"):
+        assert any(figure in line for line in lines)
+
+
+def test_sparkline():
+    assert bench_view.sparkline([1, 10, 100, 1000]) == "▁▃▆█"
+    assert bench_view.sparkline([5, 5]) == "▁▁"
+    assert bench_view.sparkline([1, 2], ascii_only=True) == "_@"
+
+
+def test_registry_has_what_the_package_has():
+    assert registry.names()[:2] == ("latency", "bandwidth")
+    for name in registry.names():
+        assert registry.get(name).name == name
+    with pytest.raises(KeyError):
+        registry.get("nothing")

@@ -48,8 +48,8 @@ cdef void lay_cycle(char* base, uint64_t lines, uint64_t stride, uint64_t seed) 
 
 cdef void* follow(void* p, uint64_t turns) noexcept nogil:
     # Sixteen loads a turn, so that the loop's own branch hides behind them.
-    cdef uint64_t _turn
-    for _turn in range(turns):
+    while turns:
+        turns -= 1
         p = (<void**>p)[0]
         p = (<void**>p)[0]
         p = (<void**>p)[0]
@@ -98,9 +98,8 @@ def walk(uintptr_t start, uint64_t limit) -> list[int]:
     :raises ValueError: the cycle did not close.
     """
     cdef void* p = <void*>start
-    cdef uint64_t _step
     seen = []
-    for _step in range(limit):
+    while <uint64_t>len(seen) < limit:
         seen.append(<uintptr_t>p)
         p = (<void**>p)[0]
         if <uintptr_t>p == start:

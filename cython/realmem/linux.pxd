@@ -53,3 +53,43 @@ cdef extern from *:
     long membarrier "rm_membarrier"(int cmd) noexcept nogil
     enum: MEMBARRIER_CMD_PRIVATE_EXPEDITED
     enum: MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED
+
+# Mapping and populating (the pool); the values are the kernel's own, for older headers.
+cdef extern from *:
+    """
+    #ifndef REALMEM_LINUX_MAP_H
+    #define REALMEM_LINUX_MAP_H
+    #include <fcntl.h>
+    #include <sched.h>
+    #include <signal.h>
+    #include <sys/mman.h>
+    #include <sys/prctl.h>
+    #include <sys/wait.h>
+    #ifndef MADV_POPULATE_WRITE
+    #define MADV_POPULATE_WRITE 23
+    #endif
+    #ifndef SYS_close_range
+    #define SYS_close_range 436
+    #endif
+    /* fork() without libc's at-fork handlers, and without SIGCHLD: see _core/pool.pyx.
+       All arguments but the flags are 0, so their order, which differs between
+       architectures, does not matter. */
+    static inline long rm_clone_quietly(void)
+    { return syscall(SYS_clone, 0ul, 0ul, 0ul, 0ul, 0ul); }
+    static inline long rm_close_range(unsigned first, unsigned last)
+    { return syscall(SYS_close_range, first, last, 0); }
+    static inline long rm_setaffinity(unsigned long bytes, const void *mask)
+    { return syscall(SYS_sched_setaffinity, 0, bytes, mask); }
+    static inline void rm_exit(int status)
+    { for (;;) syscall(SYS_exit_group, status); }
+    #endif
+    """
+    long clone_quietly "rm_clone_quietly"() noexcept nogil
+    long close_range "rm_close_range"(unsigned int first, unsigned int last) noexcept nogil
+    long sched_setaffinity "rm_setaffinity"(unsigned long nbytes, const void* mask) noexcept nogil
+    void exit_group "rm_exit"(int status) noexcept nogil
+    int fallocate(int fd, int mode, long offset, long length) noexcept nogil
+    enum: MADV_POPULATE_WRITE
+    enum: MADV_HUGEPAGE
+    enum: PR_SET_PDEATHSIG
+    enum: WALL "__WALL"

@@ -1,0 +1,1 @@
+"""The machine underneath: what it has, what it allows, what it refuses."""

@@ -1,0 +1,393 @@
+"""
+The pool of real memory: one memfd for each simulated node, bound to its host node.
+
+All nodes lie side by side in the direct map, ``va(phys) = direct_map + phys``.  The frames that
+hold a node's ``struct page`` array are mapped a second time at ``vmemmap``, so that the page of
+any frame is ``vmemmap + pfn * 64``, whatever lies between the nodes.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import struct
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from realmem import preflight
+from realmem._core import pool as core
+from realmem.errors import HostError
+from realmem.host.sysfs import parse_list, read_text
+from realmem.layout import PAGE_SIZE, STRUCT_PAGE_SIZE, format_size
+
+CHUNK = 16 << 20  # what the child takes and the parent maps at a time
+# A frame's struct page must not share a 4 KiB page of vmemmap with another node's.
+NODE_ALIGN = PAGE_SIZE // STRUCT_PAGE_SIZE * PAGE_SIZE
+# Refusals of mbind and move_pages that come from containers, not from bad arguments.
+REFUSED = (errno.EPERM, errno.EACCES, errno.ENOSYS)
+
+Progress = Callable[[int, int, int], None]
+
+
+@dataclass(frozen=True)
+class PoolNode:
+    """
+    One node's share: simulated physical range, host node, where its page array lies.
+
+    :ivar bytes: multiple of the page size; 0 for a node without memory.
+    :ivar start_phys: multiple of 256 KiB, whose page array fills a 4 KiB page.
+    :ivar host_node: to bind it to; None binds it nowhere.
+    :ivar memmap_phys: where the node's own ``struct page`` array begins, inside its range.
+    :ivar memmap_bytes: its length, whole pages.
+    """
+
+    bytes: int
+    start_phys: int
+    host_node: int | None
+    memmap_phys: int
+    memmap_bytes: int
+
+
+@dataclass(frozen=True)
+class Placement:
+    """
+    Where a node's memory lies.
+
+    :ivar host_node: that was asked for.
+    :ivar bound: mbind accepted it.
+    :ivar verified: the kernel said for each page where it lies.
+    :ivar misplaced_pages: 4 KiB pages found elsewhere; 0 if not verified.
+    :ivar reason: what kept it from being bound or verified, such as ``"mbind: EPERM"``.
+    """
+
+    host_node: int | None
+    bound: bool
+    verified: bool
+    misplaced_pages: int
+    reason: str | None
+
+
+class Pool:
+    """
+    Real memory for simulated nodes, populated and checked.
+
+    It has no finalizer: views of the memory may outlive it, so its owner says when to close.
+    After ``os.fork()`` the child does not have the memory.
+
+    :ivar direct_map: host address of simulated physical 0.
+    :ivar vmemmap: host address of the ``struct page`` of frame 0.
+    :ivar fds: one memfd a node, -1 for a node without memory.
+    :ivar placement: one Placement a node.
+    """
+
+    def __init__(
+        self,
+        nodes: Sequence[PoolNode],
+        *,
+        backing: str = "4K",
+        mlock: bool = False,
+        progress: Progress | None = None,
+    ) -> None:
+        """
+        Take the memory.
+
+        With hugetlb backing the page arrays are ordinary 4 KiB memory on the same host node,
+        since huge pages cannot be mapped in part; the frames at ``memmap_phys`` stay unused.
+
+        :param nodes: in order of address, not overlapping.
+        :param backing: ``"4K"``, ``"thp"``, ``"hugetlb-2M"`` or ``"hugetlb-1G"``.
+        :param mlock: keep the host from swapping it.
+        :param progress: called with (node index, bytes done, bytes of the node).
+        :raises HostError: the host has not got it or refuses; nothing is kept then.
+        :raises ValueError: nodes that are misaligned, overlap, or hold no page array.
+        """
+        if backing not in preflight.BACKINGS:
+            known = ", ".join(preflight.BACKINGS)
+            raise ValueError(f"backing must be one of {known}, not {backing!r}")
+        self.nodes = tuple(nodes)
+        self.backing = backing
+        self.page_bytes = preflight.BACKINGS[backing]
+        self.hugetlb = backing.startswith("hugetlb")
+        _validate(self.nodes, self.page_bytes)
+        self.direct_map = self.vmemmap = 0
+        self.fds = [-1] * len(self.nodes)
+        self._side_fds = [-1] * len(self.nodes)  # page arrays of hugetlb nodes
+        self._maps: list[tuple[int, int]] = []
+        self._owner = os.getpid()
+        self.placement: list[Placement] = []
+        try:
+            self._take(mlock, progress)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Give everything back; the second time does nothing."""
+        maps, self._maps = self._maps, []
+        # In a forked child these addresses are not ours: the maps were not inherited.
+        if self._owner == os.getpid():
+            for where, size in maps:
+                core.unmap(where, size)
+        for fds in (self.fds, self._side_fds):
+            for i, fd in enumerate(fds):
+                fds[i] = -1
+                if fd >= 0:
+                    os.close(fd)
+
+    # ---- construction, in order ----
+
+    def _take(self, mlock: bool, progress: Progress | None) -> None:
+        first = min((node.start_phys for node in self.nodes if node.bytes), default=0)
+        end = max((node.start_phys + node.bytes for node in self.nodes), default=0)
+        align = max(2 << 20, self.page_bytes)
+        first = first // align * align
+        preflight.check(
+            [
+                preflight.Demand(n.bytes, n.memmap_bytes if self.hugetlb else 0, n.host_node)
+                for n in self.nodes
+            ],
+            (end - first) // PAGE_SIZE * (PAGE_SIZE + STRUCT_PAGE_SIZE) + 2 * align,
+            backing=self.backing,
+            mlock=mlock,
+        )
+        if end == first:
+            self.placement = [Placement(n.host_node, False, True, 0, None) for n in self.nodes]
+            return
+        self.direct_map = self._reserve(end - first, align) - first
+        memmap_first = first // PAGE_SIZE * STRUCT_PAGE_SIZE
+        memmap_end = -(-end // PAGE_SIZE * STRUCT_PAGE_SIZE // PAGE_SIZE) * PAGE_SIZE
+        self.vmemmap = self._reserve(memmap_end - memmap_first, PAGE_SIZE) - memmap_first
+        refusals = [self._map(i) for i in range(len(self.nodes))]
+        self._populate(progress)
+        if mlock:
+            self._lock()
+        self.placement = [self._verify(i, why) for i, why in enumerate(refusals)]
+
+    def _reserve(self, size: int, align: int) -> int:
+        try:
+            where = core.reserve(size, align)
+        except OSError as error:
+            raise HostError(
+                error.errno,
+                f"cannot reserve {format_size(size)} of address space: {error.strerror}; "
+                "raise ulimit -v or ask for less memory",
+            ) from None
+        self._maps.append((where, size))
+        return where
+
+    def _map(self, i: int) -> str | None:
+        """Make and map one node's memfd, bound; give why it could not be bound."""
+        node = self.nodes[i]
+        if not node.bytes:
+            return None
+        self.fds[i] = fd = self._memfd(f"realmem-node{i}", node.bytes, self.hugetlb)
+        where = self.direct_map + node.start_phys
+        self._map_at(where, node.bytes, fd, 0, self.backing == "thp")
+        refusal = self._bind(where, node.bytes, node.host_node)
+        where = self.vmemmap + node.start_phys // PAGE_SIZE * STRUCT_PAGE_SIZE
+        offset = node.memmap_phys - node.start_phys
+        if self.hugetlb:
+            fd = self._memfd(f"realmem-memmap{i}", node.memmap_bytes, False)
+            self._side_fds[i], offset = fd, 0
+        self._map_at(where, node.memmap_bytes, fd, offset, False)
+        if self.hugetlb:
+            self._bind(where, node.memmap_bytes, node.host_node)
+        return refusal
+
+    def _memfd(self, name: str, size: int, huge: bool) -> int:
+        flags = os.MFD_CLOEXEC
+        if huge:
+            flags |= os.MFD_HUGETLB | (self.page_bytes.bit_length() - 1) << os.MFD_HUGE_SHIFT
+        fd = -1
+        try:
+            fd = os.memfd_create(name, flags)
+            os.ftruncate(fd, size)
+        except OSError as error:
+            if fd >= 0:
+                os.close(fd)
+            hint = {
+                errno.EMFILE: "; raise ulimit -n",
+                errno.EFBIG: "; raise ulimit -f",
+            }.get(error.errno or 0, "")
+            raise HostError(
+                error.errno, f"cannot make {name} of {format_size(size)}: {error.strerror}{hint}"
+            ) from None
+        return fd
+
+    def _map_at(self, where: int, size: int, fd: int, offset: int, huge: bool) -> None:
+        try:
+            core.map_shared(where, size, fd, offset, huge)
+        except OSError as error:
+            raise HostError(
+                error.errno, f"cannot map {format_size(size)} of the pool: {error.strerror}"
+            ) from None
+
+    def _bind(self, where: int, size: int, host_node: int | None) -> str | None:
+        if host_node is None:
+            return "no host node asked for"
+        why = core.bind(where, size, host_node)
+        if why in REFUSED:
+            return f"mbind: {errno.errorcode[why]}"
+        if why:
+            raise HostError(
+                why, f"cannot bind memory to host node {host_node}: {os.strerror(why)}"
+            )
+        return None
+
+    def _populate(self, progress: Progress | None) -> None:
+        """Fill the memfds by a child process; map behind it what it has filled."""
+        parts = []  # (node index, fd, bytes, where it is mapped)
+        for i, node in enumerate(self.nodes):
+            if node.bytes:
+                parts.append((i, self.fds[i], node.bytes, self.direct_map + node.start_phys))
+            if self._side_fds[i] >= 0:
+                where = self.vmemmap + node.start_phys // PAGE_SIZE * STRUCT_PAGE_SIZE
+                parts.append((i, self._side_fds[i], node.memmap_bytes, where))
+        done = [0] * len(parts)
+        huge = self.backing == "thp"
+        masks = [_cpu_mask(self.nodes[part[0]].host_node) for part in parts]
+        try:
+            filler = core.Filler(
+                [(part[1], part[2], huge, mask) for part, mask in zip(parts, masks, strict=True)],
+                max(CHUNK, self.page_bytes),
+            )
+        except OSError as error:
+            raise HostError(
+                error.errno,
+                f"cannot start the populating process: {error.strerror}; raise ulimit -u",
+            ) from None
+        try:
+            for region, kind, value in _messages(filler):
+                if kind == core.DONE:
+                    filler.wait()
+                    break
+                i, _, size, where = parts[region]
+                if kind == core.FAILED:
+                    raise self._failed(i, done[region], value)
+                _check_populated(core.populate(where + done[region], value - done[region]), i)
+                done[region] = value
+                if progress is not None and parts[region][1] == self.fds[i]:
+                    progress(i, value, size)
+            else:
+                raise self._died(parts, done, filler.wait())
+        finally:
+            filler.stop()
+        self._populate_vmemmap()
+
+    def _populate_vmemmap(self) -> None:
+        for i, node in enumerate(self.nodes):
+            if node.bytes and not self.hugetlb:
+                where = self.vmemmap + node.start_phys // PAGE_SIZE * STRUCT_PAGE_SIZE
+                _check_populated(core.populate(where, node.memmap_bytes), i)
+
+    def _failed(self, i: int, done: int, why: int) -> HostError:
+        node = self.nodes[i]
+        on = "" if node.host_node is None else f" on host node {node.host_node}"
+        return HostError(
+            why,
+            f"node {i}: {format_size(done)} of {format_size(node.bytes)} populated{on}, then: "
+            f"{os.strerror(why)}; ask for less memory",
+        )
+
+    def _died(
+        self, parts: Sequence[tuple[int, int, int, int]], done: Sequence[int], status: int
+    ) -> HostError:
+        region = next((r for r, part in enumerate(parts) if done[r] < part[2]), len(parts) - 1)
+        i, _, size, _ = parts[region]
+        reached = f"node {i}: {format_size(done[region])} of {format_size(size)} populated"
+        if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+            return HostError(
+                errno.ENOMEM,
+                f"{reached}, then the populating process was killed, as the kernel does when a "
+                "cgroup or a node runs out of memory: ask for less, or raise the limit",
+            )
+        how = f"exit status {os.waitstatus_to_exitcode(status)}"
+        if os.WIFSIGNALED(status):
+            how = signal.Signals(os.WTERMSIG(status)).name
+        return HostError(errno.ECHILD, f"{reached}, then the populating process ended by {how}")
+
+    def _lock(self) -> None:
+        for node in self.nodes:
+            why = core.lock(self.direct_map + node.start_phys, node.bytes) if node.bytes else 0
+            if why:
+                raise HostError(
+                    why,
+                    f"cannot lock {format_size(node.bytes)}: {os.strerror(why)}; "
+                    "raise RLIMIT_MEMLOCK (ulimit -l) or leave out mlock",
+                )
+
+    def _verify(self, i: int, refusal: str | None) -> Placement:
+        node = self.nodes[i]
+        if not node.bytes or node.host_node is None:
+            return Placement(node.host_node, False, not node.bytes, 0, refusal)
+        where = self.direct_map + node.start_phys
+        wrong, why = core.misplaced(where, node.bytes, self.page_bytes, node.host_node)
+        wrong *= self.page_bytes // PAGE_SIZE
+        if not why:
+            return Placement(node.host_node, refusal is None, True, wrong, refusal)
+        reason = f"move_pages: {errno.errorcode.get(why, why)}"
+        refusal = f"{refusal}, {reason}" if refusal else reason
+        counted = _numa_maps_pages(where, node.bytes)
+        if sum(counted.values()) != node.bytes // PAGE_SIZE:
+            return Placement(node.host_node, "mbind" not in refusal, False, 0, refusal)
+        wrong = sum(n for host_node, n in counted.items() if host_node != node.host_node)
+        return Placement(node.host_node, "mbind" not in refusal, True, wrong, refusal)
+
+
+def _validate(nodes: Sequence[PoolNode], page_bytes: int) -> None:
+    end = 0
+    for i, node in enumerate(nodes):
+        if not node.bytes:
+            continue
+        align = max(NODE_ALIGN, page_bytes)
+        if node.start_phys % align:
+            raise ValueError(f"node {i} starts at {node.start_phys:#x}, no multiple of {align:#x}")
+        if node.bytes < 0 or node.bytes % page_bytes:
+            raise ValueError(f"node {i}: {node.bytes} bytes are no multiple of {page_bytes}")
+        if node.start_phys < end:
+            raise ValueError(f"node {i} starts at {node.start_phys:#x}, below {end:#x}")
+        end = node.start_phys + node.bytes
+        needed = node.bytes // PAGE_SIZE * STRUCT_PAGE_SIZE
+        if node.memmap_phys % PAGE_SIZE or node.memmap_bytes % PAGE_SIZE:
+            raise ValueError(f"node {i}: its page array is not page-aligned")
+        if not needed <= node.memmap_bytes < needed + PAGE_SIZE:
+            raise ValueError(f"node {i}: a page array of {needed} bytes, not {node.memmap_bytes}")
+        if not node.start_phys <= node.memmap_phys <= end - node.memmap_bytes:
+            raise ValueError(f"node {i}: its page array is not in its own memory")
+
+
+def _messages(filler: core.Filler) -> Iterator[tuple[int, int, int]]:
+    size = struct.calcsize(core.MESSAGE)
+    while data := os.read(filler.fileno(), 64 * size):
+        yield from struct.iter_unpack(core.MESSAGE, data)
+
+
+def _check_populated(why: int, i: int) -> None:
+    if why:
+        raise HostError(why, f"node {i}: cannot map its memory: {os.strerror(why)}")
+
+
+def _cpu_mask(host_node: int | None) -> bytes:
+    """Give the CPUs to populate a host node from: its own, else all that are allowed."""
+    allowed = os.sched_getaffinity(0)
+    path = Path(f"/sys/devices/system/node/node{host_node}/cpulist")
+    cpus = allowed.intersection(parse_list(read_text(path))) or allowed
+    return sum(1 << cpu for cpu in cpus).to_bytes(512, sys.byteorder)
+
+
+def _numa_maps_pages(where: int, size: int) -> dict[int, int]:
+    """Count 4 KiB pages by host node as /proc/self/numa_maps does for a range."""
+    counted: dict[int, int] = {}
+    for line in (read_text(Path("/proc/self/numa_maps")) or "").splitlines():
+        words = line.split()
+        if not where <= int(words[0], 16) < where + size:
+            continue
+        fields = dict(word.split("=", 1) for word in words if "=" in word)
+        unit = int(fields.get("kernelpagesize_kB", "4")) // 4
+        for name, value in fields.items():
+            if name[0] == "N" and name[1:].isdigit():
+                counted[int(name[1:])] = counted.get(int(name[1:]), 0) + int(value) * unit
+    return counted

@@ -10,6 +10,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+from realmem.vmstat import node_counters, zone_counters
+from realmem.watermark import stat_threshold
+from realmem.zonestat import PcpStat, ZoneStat, read_node_zones
 
 
 @dataclass
@@ -159,3 +164,54 @@ def _parse_zone(nid: int, name: str, lines: list[str]) -> ZoneRecord:
         pagesets=[Pageset(**pageset) for pageset in pagesets],
         **tail,
     )
+
+
+def machine_zoneinfo(machine: Any) -> str:
+    """Give a machine's file."""
+    cpus = sorted(cpu for node in machine.nodes for cpu in node.cpus)
+    records = []
+    for node in machine.nodes:
+        node_stats: Mapping[str, int] | None = node_counters(machine, node.id)
+        for zone in read_node_zones(machine, node):
+            records.append(_zone_record(zone, cpus))
+            if zone.populated:
+                records[-1].node_stats = node_stats
+                node_stats = None
+    return format_zoneinfo(records)
+
+
+def _zone_record(zone: ZoneStat, cpus: Sequence[int]) -> ZoneRecord:
+    mark = zone.watermark
+    record = ZoneRecord(
+        nid=zone.nid,
+        name=zone.name,
+        free=zone.free,
+        boost=0,
+        min=mark.min,
+        low=mark.low,
+        high=mark.high,
+        promo=mark.promo,
+        spanned=zone.spanned,
+        present=zone.present,
+        managed=zone.managed,
+        cma=0,
+        protection=zone.lowmem_reserve,
+    )
+    if zone.populated:
+        record.stats = zone_counters([zone])
+        record.start_pfn = zone.start_pfn
+        record.pagesets = _pagesets(zone, cpus)
+    return record
+
+
+def _pagesets(zone: ZoneStat, cpus: Sequence[int]) -> list[Pageset]:
+    threshold = stat_threshold(zone.managed, len(cpus))
+    lists = {pcp.cpu: pcp for pcp in zone.pcp}
+    pagesets = []
+    for cpu in sorted({*cpus, *lists}):
+        # A list that was never used may hold nothing yet, as on the kernel.
+        pcp = lists.get(cpu) or PcpStat(cpu, 0, 0)
+        pagesets.append(
+            Pageset(cpu, pcp.count, pcp.high, zone.batch, zone.high_min, zone.high_max, threshold)
+        )
+    return pagesets

@@ -1,0 +1,42 @@
+"""``machine.procfs``: the files under ``/proc`` that describe a machine's memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from realmem.procfs import buddyinfo, meminfo, pagetypeinfo, vmstat, zoneinfo
+from realmem.procfs.sysctl import sysctl_files
+from realmem.procfs.sysfs import SysFS
+from realmem.procfs.tree import TextFile, TextTree
+from realmem.vmstat import read_vmstat
+
+
+class ProcFS(TextTree):
+    """
+    Mapping of paths under ``/proc`` to texts, made when read.
+
+    :param machine: whose files they are.
+    """
+
+    def __init__(self, machine: Any) -> None:
+        self._machine = machine
+        super().__init__(self._memory_files, lambda: sysctl_files(machine.sysctl))
+
+    def _memory_files(self) -> Iterator[tuple[str, TextFile]]:
+        machine = self._machine
+        yield "/proc/buddyinfo", TextFile(lambda: buddyinfo.machine_buddyinfo(machine))
+        yield "/proc/meminfo", TextFile(lambda: meminfo.machine_meminfo(machine))
+        yield "/proc/pagetypeinfo", TextFile(lambda: pagetypeinfo.machine_pagetypeinfo(machine))
+        yield "/proc/vmstat", TextFile(lambda: vmstat.format_counters(read_vmstat(machine)))
+        yield "/proc/zoneinfo", TextFile(lambda: zoneinfo.machine_zoneinfo(machine))
+
+    def export(self, directory: str | os.PathLike[str]) -> None:
+        """
+        Write ``/proc`` and ``/sys`` files below a directory, for tools that read them.
+
+        :param directory: gets ``proc/...`` and ``sys/...``; made where it is missing.
+        """
+        self.write_under(directory)
+        SysFS(self._machine).write_under(directory)

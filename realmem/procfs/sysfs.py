@@ -1,0 +1,95 @@
+"""
+``machine.sysfs``: the files under ``/sys`` that describe a machine's nodes.
+
+Compare drivers/base/node.c.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+from realmem.procfs import meminfo, vmstat
+from realmem.procfs.masks import format_list, format_mask
+from realmem.procfs.tree import TextFile, TextTree
+from realmem.vmstat import node_vmstat, zone_counters
+from realmem.watermark import ZONE_MOVABLE
+from realmem.zonestat import read_node_zones
+
+NODES = "/sys/devices/system/node"
+
+NUMASTAT_ITEMS = (
+    "numa_hit",
+    "numa_miss",
+    "numa_foreign",
+    "interleave_hit",
+    "local_node",
+    "other_node",
+)
+"""What a node's ``numastat`` calls the NUMA events of ``vmstat``, in the same order."""
+
+
+class SysFS(TextTree):
+    """
+    Mapping of paths under ``/sys`` to texts, made when read.
+
+    :param machine: whose files they are.
+    """
+
+    def __init__(self, machine: Any) -> None:
+        self._machine = machine
+        super().__init__(self._state_files, self._node_files)
+
+    def _state_files(self) -> Iterator[tuple[str, TextFile]]:
+        machine = self._machine
+        states = {
+            "online": lambda node: True,
+            "possible": lambda node: True,
+            "has_cpu": lambda node: bool(node.cpus),
+            "has_memory": lambda node: _present(machine, node),
+            "has_normal_memory": lambda node: _present(machine, node, below=ZONE_MOVABLE),
+            "has_generic_initiator": lambda node: False,
+        }
+        for name, holds in states.items():
+
+            def text(holds: Any = holds) -> str:
+                return format_list(node.id for node in machine.nodes if holds(node)) + "\n"
+
+            yield f"{NODES}/{name}", TextFile(text)
+
+    def _node_files(self) -> Iterator[tuple[str, TextFile]]:
+        files = {
+            "cpulist": _cpulist,
+            "cpumap": _cpumap,
+            "distance": _distance,
+            "meminfo": meminfo.machine_node_meminfo,
+            "numastat": _numastat,
+            "vmstat": lambda machine, node: vmstat.format_counters(node_vmstat(machine, node)),
+        }
+        for node in self._machine.nodes:
+            for name, read in files.items():
+                yield f"{NODES}/node{node.id}/{name}", TextFile(partial(read, self._machine, node))
+
+
+def _present(machine: Any, node: Any, below: int = ZONE_MOVABLE + 1) -> bool:
+    return any(zone.populated for zone in read_node_zones(machine, node)[:below])
+
+
+def _cpulist(machine: Any, node: Any) -> str:
+    return format_list(node.cpus) + "\n"
+
+
+def _cpumap(machine: Any, node: Any) -> str:
+    nr_cpu_ids = 1 + max((cpu for other in machine.nodes for cpu in other.cpus), default=0)
+    return format_mask(node.cpus, nr_cpu_ids) + "\n"
+
+
+def _distance(machine: Any, node: Any) -> str:
+    return " ".join(map(str, node.distance)) + "\n"
+
+
+def _numastat(machine: Any, node: Any) -> str:
+    counters = list(zone_counters(read_node_zones(machine, node)).values())
+    events = counters[-len(NUMASTAT_ITEMS) :]
+    return vmstat.format_counters(dict(zip(NUMASTAT_ITEMS, events, strict=True)))

@@ -137,11 +137,9 @@ def read_vmstat(machine: Any) -> dict[str, int]:
     counters["nr_memmap_boot_pages"] = sum(zone.present - zone.managed for zone in zones)
     for zone in zones:
         counters[f"pgalloc_{zone.name.lower()}"] += zone.pgalloc
-    events = machine._allocator.events()
-    for name in ("pgfree", "pgfault", "pgmajfault", "pgreuse"):
-        counters[name] = events[name]
-    for name, count in zip(ZONE_NAMES, events["allocstall"], strict=True):
-        counters[f"allocstall_{name.lower()}"] = count
+    for name, count in machine._allocator.events().items():
+        if name in counters:  # the others are hoststat's
+            counters[name] = count
     return counters
 
 

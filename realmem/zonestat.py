@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from realmem.layout import MIGRATE_NAMES, PAGEBLOCK_ORDER, ZONE_NAMES
-from realmem.watermark import Watermark, zone_watermarks
+from realmem.watermark import Watermark
 
 NR_ZONE_KINDS = len(ZONE_NAMES)
 MIGRATE_ISOLATE = MIGRATE_NAMES.index("Isolate")
-MAX_ORDERS = 11
 
 
 @dataclass(frozen=True)
@@ -86,65 +85,29 @@ def read_zones(machine: Any) -> list[ZoneStat]:
 
 def read_node_zones(machine: Any, node: Any) -> list[ZoneStat]:
     """Read one node's four zones."""
-    present = {zone.name: zone for zone in node.zones}
-    return [
-        _read_zone(machine._allocator, node.id, kind, present[name])
-        if name in present
-        else _empty_zone(node.id, kind)
-        for kind, name in enumerate(ZONE_NAMES)
-    ]
+    return [read_zone(machine._allocator, node.id, kind) for kind in range(NR_ZONE_KINDS)]
 
 
-def _read_zone(allocator: Any, nid: int, kind: int, zone: Any) -> ZoneStat:
-    stat = allocator.zone_stat(nid * NR_ZONE_KINDS + kind)
-    by_cpu: dict[int, PcpStat] = {}
-    for lists in stat["pcp"]:
-        # Threads that ran on one CPU have lists of their own each; Linux has one for the CPU.
-        cpu, count, high = lists["cpu"], lists["count"], lists["high"]
-        if cpu in by_cpu:
-            count, high = count + by_cpu[cpu].count, high + by_cpu[cpu].high
-        by_cpu[cpu] = PcpStat(cpu, count, high)
+def read_zone(allocator: Any, nid: int, kind: int) -> ZoneStat:
+    """Read one zone."""
+    index = nid * NR_ZONE_KINDS + kind
+    info, stat = allocator.zone_info(index), allocator.zone_stat(index)
     return ZoneStat(
         nid=nid,
         kind=kind,
-        start_pfn=zone.start_pfn,
-        spanned=zone.spanned_pages,
-        present=zone.present_pages,
-        managed=zone.managed_pages,
+        start_pfn=info["start_pfn"],
+        spanned=info["spanned_pages"],
+        present=info["present_pages"],
+        managed=info["managed_pages"],
         free=stat["free_pages"],
-        watermark=Watermark(
-            zone.watermark.min, zone.watermark.low, zone.watermark.high, zone.watermark.promo
-        ),
-        lowmem_reserve=tuple(zone.lowmem_reserve),
-        batch=stat["batch"],
-        high_min=stat["high_min"],
-        high_max=stat["high_max"],
+        watermark=Watermark(*info["watermark"]),
+        lowmem_reserve=tuple(info["lowmem_reserve"]),
+        batch=info["batch"],
+        high_min=info["high_min"],
+        high_max=info["high_max"],
         nr_free=stat["nr_free"],
         pageblocks=stat["pageblocks"],
         pgalloc=stat["pgalloc"],
         numa=tuple(stat["numa"]),
-        pcp=tuple(by_cpu[cpu] for cpu in sorted(by_cpu)),
-    )
-
-
-def _empty_zone(nid: int, kind: int) -> ZoneStat:
-    nothing = [0] * len(MIGRATE_NAMES)
-    return ZoneStat(
-        nid=nid,
-        kind=kind,
-        start_pfn=0,
-        spanned=0,
-        present=0,
-        managed=0,
-        free=0,
-        # What the formulas give a zone of no pages: a Movable one still has a minimum.
-        watermark=zone_watermarks([(kind, 0)], 0)[0],
-        lowmem_reserve=(0,) * NR_ZONE_KINDS,
-        batch=1,
-        high_min=0,
-        high_max=0,
-        nr_free=[nothing] * MAX_ORDERS,
-        pageblocks=nothing,
-        pgalloc=0,
-        numa=(0,) * 6,
+        pcp=tuple(PcpStat(pcp["cpu"], pcp["count"], pcp["high"]) for pcp in stat["pcp"]),
     )

@@ -138,14 +138,32 @@ class OneNode:
 
     class _allocator:
         @staticmethod
-        def events():
+        def zone_info(index):
+            names = (
+                "start_pfn",
+                "spanned_pages",
+                "present_pages",
+                "managed_pages",
+                "batch",
+                "high_min",
+                "high_max",
+            )
+            return {**dict.fromkeys(names, 0), "watermark": [0] * 4, "lowmem_reserve": [0] * 4}
+
+        @staticmethod
+        def zone_stat(index):
             return {
-                "pgfree": 0,
-                "pgfault": 0,
-                "pgmajfault": 0,
-                "pgreuse": 0,
-                "allocstall": [0] * 4,
+                "free_pages": 0,
+                "nr_free": [[0] * 5] * 11,
+                "pageblocks": [0] * 5,
+                "pgalloc": 0,
+                "numa": [0] * 6,
+                "pcp": [],
             }
+
+        @staticmethod
+        def events():
+            return {"pgfree": 0}
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ PAGE_SIZE = 1 << PAGE_SHIFT
 MAX_PAGE_ORDER = 10
 PAGEBLOCK_ORDER = 9
 STRUCT_PAGE_SIZE = 64
+MAX_NR_ZONES = 4
 
 ZONE_NAMES = ("DMA", "DMA32", "Normal", "Movable")
 MIGRATE_NAMES = ("Unmovable", "Movable", "Reclaimable", "HighAtomic", "Isolate")

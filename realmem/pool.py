@@ -137,6 +137,12 @@ class Pool:
                 if fd >= 0:
                     os.close(fd)
 
+    def revoke(self) -> None:
+        """Take the memory away but keep its addresses reserved until close()."""
+        if self._owner == os.getpid():
+            for where, size in self._maps:
+                core.reserve_at(where, size)
+
     # ---- construction, in order ----
 
     def _take(self, mlock: bool, progress: Progress | None) -> None:

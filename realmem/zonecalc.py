@@ -75,7 +75,7 @@ def node_shapes(machine: Any) -> list[NodeShape]:
     for node in machine.nodes:
         managed = dict.fromkeys(ZONE_NAMES, 0)
         managed.update((zone.name, zone.managed_pages) for zone in node.zones)
-        shapes.append(NodeShape(list(managed.values()), len(node.cpus)))
+        shapes.append(NodeShape(list(managed.values()), machine.nr_cpus_of(node.id)))
     return shapes
 
 

@@ -98,6 +98,14 @@ def reserve(uint64_t size, uint64_t align):
     return <uint64_t>first
 
 
+def reserve_at(uint64_t where, uint64_t size):
+    """Take what is mapped at an address away and keep the address: a touch is a SIGSEGV."""
+    if mmap(<void*>where, size, PROT_NONE,
+            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == MAP_FAILED:
+        raise OSError(errno, os.strerror(errno))
+    madvise(<void*>where, size, MADV_DONTFORK)
+
+
 def map_shared(uint64_t where, uint64_t size, int fd, uint64_t offset, bint huge=False):
     """Map a part of a memfd at a fixed address, unseen by forks and core dumps."""
     cdef void* got = mmap(<void*>where, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,

@@ -1,0 +1,335 @@
+"""The Machine: builds real memory, zones and allocators, and owns them."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from realmem import host
+from realmem.layout import PAGE_SHIFT
+from realmem.memmap import NodeRange, lay_out, parse_zones
+from realmem.node import Node, NodeSpec, ResolvedNode, Zone, cpu_map, resolve
+from realmem.zonelist import build_zonelists, fallback_orders
+
+if TYPE_CHECKING:
+    from realmem.pool import Pool
+
+# machine.options bits of types.pxd
+_POISON, _PAGE_OWNER = 1, 2
+
+# Methods of the compiled allocator that are the machine's own: bound once, so that a call
+# from Python goes straight to compiled code.
+_ALLOCATOR_METHODS = (
+    "alloc_pages",
+    "alloc_pages_node",
+    "alloc_page_interleave",
+    "alloc_pages_exact",
+    "alloc_pages_bulk",
+    "get_free_pages",
+    "get_zeroed_page",
+    "free_pages",
+    "free_page",
+    "free_pages_bulk",
+    "drain_all_pages",
+    "va",
+    "pa",
+    "virt_to_page",
+    "pfn_to_page",
+    "view",
+)
+
+
+class Machine:
+    """
+    Simulated nodes of real memory, and Linux's allocators over them.
+
+    A context manager; several can live at once; unusable after os.fork() in the child.
+
+    :param nodes: None for one node on each host node with memory that this process may use; a
+        number, laid round-robin over them; or a list of NodeSpec.
+    :param memory: bytes of each node, or a size such as ``"256M"``.
+    :param seed: every decision that could vary follows from it.
+    :param cpus: number of CPUs that enters list sizes; None for the machine's own.
+    :param zones: see realmem.memmap.parse_zones().
+    :param backing: ``"4K"``, ``"thp"``, ``"hugetlb-2M"`` or ``"hugetlb-1G"``.
+    :param poison: fill freed memory and check it when it is given out again.
+    :param page_owner: remember where each block was allocated.
+    :param debug: 1 balances the counters after each operation, 2 recounts everything.
+    :param mlock: keep the host from swapping the memory.
+    :param progress: called with (node, bytes done, bytes) while memory is populated; None
+        draws a bar on a terminal when it takes long.
+    :raises HostError: the host has not got the memory or refuses; says what to change.
+    :raises ValueError: impossible sizes, nodes, CPUs or zones.
+    :raises TypeError: wrong types, unknown options.
+    """
+
+    def __init__(
+        self,
+        nodes: int | Sequence[NodeSpec] | None = None,
+        memory: int | str = "256M",
+        *,
+        seed: int = 0,
+        cpus: int | None = None,
+        zones: Mapping[str, int | str] | None = None,
+        backing: str = "4K",
+        poison: bool = False,
+        page_owner: bool = False,
+        debug: int = 0,
+        mlock: bool = False,
+        progress: Callable[[int, int, int], None] | None = None,
+    ) -> None:
+        if debug not in (0, 1, 2):
+            raise ValueError(f"debug must be 0, 1 or 2, not {debug!r}")
+        self._closed = False
+        self._pid = os.getpid()
+        self.seed = seed
+        self.backing = backing
+        places = resolve(nodes, memory, host)
+        ranges = lay_out([place.memory for place in places], parse_zones(zones))
+        self.cpus = self._nr_cpus(cpus, places)
+        self._pool = _take_memory(places, ranges, backing, mlock, progress)
+        try:
+            self._build(places, ranges, poison * _POISON | page_owner * _PAGE_OWNER)
+        except BaseException:
+            self._pool.close()
+            raise
+        if page_owner:
+            self._allocator.track_owners()
+        self._bind(debug)
+
+    def nr_cpus_of(self, nid: int) -> int:
+        """Give how many CPUs of a node enter its list sizes: its share of the cpus option."""
+        with_cpus = [node.id for node in self.nodes if node.cpus]
+        if self.cpus == sum(len(node.cpus) for node in self.nodes) or nid not in with_cpus:
+            return len(self.nodes[nid].cpus)
+        size, rest = divmod(self.cpus, len(with_cpus))
+        return size + (with_cpus.index(nid) < rest)
+
+    @staticmethod
+    def _nr_cpus(cpus: int | None, places: Sequence[ResolvedNode]) -> int:
+        if cpus is None:
+            return len(host.present_cpus())
+        if isinstance(cpus, bool) or not isinstance(cpus, int):
+            raise TypeError(f"cpus must be an int, not {cpus!r}")
+        if not 1 <= cpus <= 8192:
+            raise ValueError(f"cpus must be within 1 and 8192: {cpus}")
+        return cpus
+
+    def _build(
+        self, places: Sequence[ResolvedNode], ranges: Sequence[NodeRange], options: int
+    ) -> None:
+        from realmem._core.pages import PageAllocator
+        from realmem.sysctl import boot_sysctl
+
+        orders = fallback_orders(
+            [place.distance for place in places],
+            [place.memory > 0 for place in places],
+            [bool(place.cpus) for place in places],
+        )
+        managed = [pages for where in ranges for pages in where.managed]
+        self._allocator = PageAllocator(
+            weakref.ref(self),
+            self._pool.direct_map,
+            self._pool.vmemmap,
+            [
+                (p.host_node, p.emulated, len(p.cpus), w.start_pfn, w.pages, w.memmap_pfn,
+                 w.memmap_pages)
+                for p, w in zip(places, ranges, strict=True)
+            ],
+            [zone for where in ranges for zone in where.zones],
+            build_zonelists(orders, managed),
+            cpu_map(places, host),
+            options,
+        )
+        # Frames and structures go together, whoever lets go last.
+        self._allocator.keep(_Keeper(self._pool))
+        self.nodes = [
+            Node(self, nid, place, where, self._pool.placement[nid].misplaced_pages)
+            for nid, (place, where) in enumerate(zip(places, ranges, strict=True))
+        ]
+        self._zones = {zone.index: zone for node in self.nodes for zone in node.zones}
+        self.fallback_orders = orders
+        self.sysctl = boot_sysctl(self)
+
+    def _bind(self, debug: int) -> None:
+        for name in _ALLOCATOR_METHODS:
+            method = getattr(self._allocator, name)
+            setattr(self, name, self._checked(method, debug) if debug else method)
+
+    def _checked(self, method: Callable[..., Any], debug: int) -> Callable[..., Any]:
+        from realmem._core.check import check, check_counts
+
+        verify = check if debug == 2 else check_counts
+        core = self._allocator
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            result = method(*args, **kwargs)
+            verify(core)
+            return result
+
+        call.__doc__ = method.__doc__
+        return call
+
+    # ---- looking ----
+
+    @property
+    def unverified(self) -> str | None:
+        """Why the placement of memory could not be checked, or None."""
+        return next((p.reason or "unknown" for p in self._pool.placement if not p.verified), None)
+
+    @property
+    def emulated(self) -> bool:
+        """Whether any node has to share a host node."""
+        return any(node.emulated for node in self.nodes)
+
+    @property
+    def vmstat(self) -> Mapping[str, int]:
+        """Counters by their names in Linux's ``/proc/vmstat``."""
+        from realmem.vmstat import VmStat
+
+        self._allocator.check_alive()
+        return VmStat(self)
+
+    @property
+    def procfs(self) -> Any:
+        """The files under ``/proc`` as Linux would print them."""
+        from realmem.procfs import ProcFS
+
+        self._allocator.check_alive()
+        return ProcFS(self)
+
+    @property
+    def sysfs(self) -> Any:
+        """The files under ``/sys`` as Linux would print them."""
+        from realmem.procfs import SysFS
+
+        self._allocator.check_alive()
+        return SysFS(self)
+
+    def check(self) -> None:
+        """
+        Recount every frame, list and counter.
+
+        :raises InvariantError: names the first that is wrong.
+        """
+        from realmem._core.check import check
+
+        check(self._allocator)
+
+    def show_mem(self) -> str:
+        """Describe free memory the way the kernel does when an allocation fails."""
+        from realmem.showmem import show_mem
+
+        return show_mem(self)
+
+    def zone_by_index(self, index: int) -> Zone:
+        """Give a zone by nid * 4 + kind."""
+        return self._zones[index]
+
+    def mappings_of(self, pfn: int) -> list[tuple[int, int]]:
+        """List the (pid, address) pairs that map a frame."""
+        return []
+
+    # ---- contexts ----
+
+    @contextmanager
+    def atomic_context(self) -> Iterator[None]:
+        """
+        Mark code as not in process context: what may sleep raises AtomicContextError.
+
+        It is a property of the calling thread; contexts nest.
+        """
+        self._allocator.enter_atomic()
+        try:
+            yield
+        finally:
+            self._allocator.leave_atomic()
+
+    # ---- life ----
+
+    def close(self) -> None:
+        """
+        Give everything back; the second time does nothing.
+
+        :raises BufferError: views are exported; nothing is changed then.
+        """
+        if self._closed:
+            return
+        if self._allocator.nr_exports and not self._inherited():
+            raise BufferError(
+                f"{self._allocator.nr_exports} views of this machine's memory are alive: "
+                "release them first"
+            )
+        self._closed = True
+        self._allocator.close()
+        self._pool.close()
+
+    def _inherited(self) -> bool:
+        return os.getpid() != self._pid
+
+    def __enter__(self) -> Machine:
+        self._allocator.check_alive()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._closed:
+            return
+        if self._allocator.nr_exports and not self._inherited():
+            # Live views lose their memory, not their addresses: a later access is a
+            # SIGSEGV, never somebody else's data.
+            self._closed = True
+            pool = self._pool
+            pool.revoke()
+            self._allocator.when_released(pool.close)
+            self._allocator.close()
+            return
+        self.close()
+
+    def __repr__(self) -> str:
+        if self._closed:
+            return "<realmem.Machine, closed>"
+        parts = [f"{len(self.nodes)} nodes"]
+        if self.emulated:
+            parts.append("emulated")
+        if self.unverified:
+            parts.append("unverified")
+        return f"<realmem.Machine {', '.join(parts)}>"
+
+
+class _Keeper:
+    """Closes the pool of a machine that nobody closed, after its structures are gone."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    def __del__(self) -> None:
+        self._pool.close()
+
+
+def _take_memory(
+    places: Sequence[ResolvedNode],
+    ranges: Sequence[NodeRange],
+    backing: str,
+    mlock: bool,
+    progress: Callable[[int, int, int], None] | None,
+) -> Pool:
+    from realmem.pool import Pool, PoolNode
+
+    return Pool(
+        [
+            PoolNode(
+                bytes=where.pages << PAGE_SHIFT,
+                start_phys=where.start_pfn << PAGE_SHIFT,
+                host_node=place.host_node,
+                memmap_phys=where.memmap_pfn << PAGE_SHIFT,
+                memmap_bytes=where.memmap_pages << PAGE_SHIFT,
+            )
+            for place, where in zip(places, ranges, strict=True)
+        ],
+        backing=backing,
+        mlock=mlock,
+        progress=progress,
+    )

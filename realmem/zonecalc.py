@@ -41,8 +41,14 @@ class ZoneSetup:
     high_max: int
 
 
-def compute_zones(nodes: Sequence[NodeShape], knobs: VmKnobs) -> list[ZoneSetup]:
-    """Compute every zone of every node, node by node, lowest zone first."""
+def compute_zones(
+    nodes: Sequence[NodeShape], knobs: VmKnobs, nr_online_cpus: int
+) -> list[ZoneSetup]:
+    """
+    Compute every zone of every node, node by node, lowest zone first.
+
+    :param nr_online_cpus: CPUs of the machine, at least 1; they share a node without CPUs.
+    """
     marks = iter(
         watermark.zone_watermarks(
             [(kind, managed) for node in nodes for kind, managed in enumerate(node.managed)],
@@ -50,7 +56,6 @@ def compute_zones(nodes: Sequence[NodeShape], knobs: VmKnobs) -> list[ZoneSetup]
             knobs.watermark_scale_factor,
         )
     )
-    nr_online_cpus = max(1, sum(node.nr_cpus for node in nodes))
     setups = []
     for node in nodes:
         reserves = watermark.lowmem_reserve(node.managed, knobs.lowmem_reserve_ratio)
@@ -90,7 +95,8 @@ def setup_per_zone(machine: Any, knobs: VmKnobs) -> None:
 
     Compare mm/page_alloc.c:setup_per_zone_wmarks(), setup_per_zone_lowmem_reserve().
     """
-    for index, setup in enumerate(compute_zones(node_shapes(machine), knobs)):
+    setups = compute_zones(node_shapes(machine), knobs, machine.cpus)
+    for index, setup in enumerate(setups):
         machine._allocator.publish_zone(
             index,
             watermark=tuple(setup.watermark),

@@ -6,6 +6,7 @@ again, must come out byte for byte.
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from realmem import vmstat
-from realmem.procfs import buddyinfo, masks, meminfo, pagetypeinfo, zoneinfo
+from realmem.procfs import buddyinfo, extfrag, masks, meminfo, pagetypeinfo, zoneinfo
 from realmem.procfs.sysfs import NUMASTAT_ITEMS
 from realmem.procfs.vmstat import format_counters, parse_counters
 
@@ -135,6 +136,7 @@ class OneNode:
 
     nodes = (_Node,)
     sysctl: dict[str, int] = {}  # noqa: RUF012
+    cpus = 1
 
     class _allocator:
         @staticmethod
@@ -222,3 +224,37 @@ def test_counts_past_the_columns():
     assert row in text
     assert text.endswith("\nNode 3, zone   Normal            7 \n")
     assert "1234567 " in buddyinfo.format_buddyinfo([buddyinfo.FreeAreas(0, "DMA", [1234567])])
+
+
+@pytest.mark.conformance("BD-28")
+@pytest.mark.parametrize(
+    ("nr_free", "order", "index"),
+    [
+        ([64] + [0] * 10, 4, 922),
+        ([64, 0, 0, 0, 1] + [0] * 6, 4, -1000),
+        ([0] * 11, 4, 0),
+        ([1] + [0] * 10, 10, 0),
+    ],
+)
+def test_fragmentation_index(nr_free, order, index):
+    assert extfrag.fragmentation_index(order, nr_free) == index
+
+
+def test_extfrag_files():
+    """From the host's own buddyinfo; both are read until nothing moved in between."""
+    script = "mount -t debugfs none /mnt && cd /mnt/extfrag && for i in 1 2 3 4 5 6 7 8; do "
+    script += "cat /proc/buddyinfo; echo --; cat extfrag_index; echo --; cat unusable_index; "
+    script += "echo --; cat /proc/buddyinfo; echo ==; done"
+    ran = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True)
+    if ran.returncode:
+        pytest.skip(f"debugfs can't be mounted: {ran.stderr.strip().splitlines()[-1:]}")
+    compared = 0
+    for turn in ran.stdout.split("==\n")[:-1]:
+        before, theirs, unusable, after = turn.split("--\n")
+        if before == after:
+            zones = buddyinfo.parse_buddyinfo(before)
+            assert extfrag.format_indexes(zones, extfrag.fragmentation_index, 2) == theirs
+            assert extfrag.format_indexes(zones, extfrag.unusable_index, 1) == unusable
+            compared += 1
+    if not compared:
+        pytest.skip("the host's free areas never held still")

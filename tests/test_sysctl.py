@@ -30,6 +30,13 @@ class Allocator:
 class Machine(SimpleNamespace):
     """Nodes and zones without memory behind them; unlike a bare namespace, weakly referable."""
 
+    @property
+    def cpus(self):
+        return sum(len(node.cpus) for node in self.nodes)
+
+    def nr_cpus_of(self, nid):
+        return len(self.nodes[nid].cpus)
+
 
 def machine_of(*nodes):
     """Make a machine of (pages by zone name, number of CPUs) pairs."""
@@ -261,7 +268,8 @@ shapes = st.lists(
 
 @given(shapes, st.integers(0, 1 << 24), st.integers(1, 3000))
 def test_every_machine_gets_sound_figures(nodes, kbytes, factor):
-    setups = compute_zones(nodes, VmKnobs(kbytes, factor))
+    nr_cpus = max(1, sum(node.nr_cpus for node in nodes))
+    setups = compute_zones(nodes, VmKnobs(kbytes, factor), nr_cpus)
     assert len(setups) == 4 * len(nodes)
     for index, setup in enumerate(setups):
         assert 1 <= setup.batch and 4 * setup.batch <= setup.high_min

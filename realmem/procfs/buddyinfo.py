@@ -44,10 +44,15 @@ def parse_buddyinfo(text: str) -> list[FreeAreas]:
     ]
 
 
-def machine_buddyinfo(machine: Any) -> str:
-    """Give a machine's file."""
-    return format_buddyinfo(
+def machine_free_areas(machine: Any) -> list[FreeAreas]:
+    """Read the free areas of a machine's populated zones."""
+    return [
         FreeAreas(zone.nid, zone.name, zone.free_area)
         for zone in read_zones(machine)
         if zone.populated
-    )
+    ]
+
+
+def machine_buddyinfo(machine: Any) -> str:
+    """Give a machine's file."""
+    return format_buddyinfo(machine_free_areas(machine))

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from realmem.procfs import meminfo, vmstat
+from realmem.procfs import extfrag, meminfo, vmstat
 from realmem.procfs.masks import format_list, format_mask
 from realmem.procfs.tree import TextFile, TextTree
 from realmem.vmstat import node_vmstat, zone_counters
@@ -39,7 +39,7 @@ class SysFS(TextTree):
 
     def __init__(self, machine: Any) -> None:
         self._machine = machine
-        super().__init__(self._state_files, self._node_files)
+        super().__init__(self._state_files, self._node_files, self._debug_files)
 
     def _state_files(self) -> Iterator[tuple[str, TextFile]]:
         machine = self._machine
@@ -70,6 +70,14 @@ class SysFS(TextTree):
         for node in self._machine.nodes:
             for name, read in files.items():
                 yield f"{NODES}/node{node.id}/{name}", TextFile(partial(read, self._machine, node))
+
+    def _debug_files(self) -> Iterator[tuple[str, TextFile]]:
+        machine = self._machine
+        for name, read in (
+            ("extfrag_index", extfrag.machine_extfrag_index),
+            ("unusable_index", extfrag.machine_unusable_index),
+        ):
+            yield f"{extfrag.EXTFRAG}/{name}", TextFile(partial(read, machine))
 
 
 def _present(machine: Any, node: Any, below: int = ZONE_MOVABLE + 1) -> bool:

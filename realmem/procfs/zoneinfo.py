@@ -173,14 +173,14 @@ def machine_zoneinfo(machine: Any) -> str:
     for node in machine.nodes:
         node_stats: Mapping[str, int] | None = node_counters(machine, node.id)
         for zone in read_node_zones(machine, node):
-            records.append(_zone_record(zone, cpus))
+            records.append(_zone_record(zone, cpus, machine.cpus))
             if zone.populated:
                 records[-1].node_stats = node_stats
                 node_stats = None
     return format_zoneinfo(records)
 
 
-def _zone_record(zone: ZoneStat, cpus: Sequence[int]) -> ZoneRecord:
+def _zone_record(zone: ZoneStat, cpus: Sequence[int], nr_cpus: int) -> ZoneRecord:
     mark = zone.watermark
     record = ZoneRecord(
         nid=zone.nid,
@@ -200,12 +200,11 @@ def _zone_record(zone: ZoneStat, cpus: Sequence[int]) -> ZoneRecord:
     if zone.populated:
         record.stats = zone_counters([zone])
         record.start_pfn = zone.start_pfn
-        record.pagesets = _pagesets(zone, cpus)
+        record.pagesets = _pagesets(zone, cpus, stat_threshold(zone.managed, nr_cpus))
     return record
 
 
-def _pagesets(zone: ZoneStat, cpus: Sequence[int]) -> list[Pageset]:
-    threshold = stat_threshold(zone.managed, len(cpus))
+def _pagesets(zone: ZoneStat, cpus: Sequence[int], threshold: int) -> list[Pageset]:
     lists = {pcp.cpu: pcp for pcp in zone.pcp}
     pagesets = []
     for cpu in sorted({*cpus, *lists}):

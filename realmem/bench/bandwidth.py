@@ -9,14 +9,15 @@ each pinned, in step.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 from realmem._bench import stream
-from realmem.bench import memory
+from realmem.bench import memory, peers
 from realmem.bench.pin import pinned_to
 from realmem.bench.places import places
 from realmem.bench.registry import Bench, Options
-from realmem.bench.results import Result
+from realmem.bench.results import PeerResult, Result
 
 KERNELS = ("read", "write", "copy", "scale", "add", "triad")
 
@@ -43,10 +44,10 @@ def run_gang(
     def member(rank: int) -> None:
         first = elements // threads * rank + min(rank, elements % threads)
         count = elements // threads + (rank < elements % threads)
-        arrays = [address + 8 * (elements * k + first) for k in range(3)]
+        a, b, c = (address + 8 * (elements * k + first) for k in range(3))
         try:
             with pinned_to([cpus[rank]]):
-                gang.work(rank, *arrays, count)
+                gang.work(rank, a, b, c, count)
         except BaseException as why:
             failed.append(why)
             gang.cancel()
@@ -100,4 +101,53 @@ def run(options: Options) -> Iterator[Result]:
                             )
 
 
-BENCH = Bench("bandwidth", "Bandwidth", run)
+def run_peers(options: Options) -> Iterator[PeerResult]:
+    """Give one result beside STREAM for each page kind, thread count and STREAM kernel."""
+    where = places()
+    local = [node for node in where.memory if node in where.cpus]
+    for program, pages in (("stream", "4K"), ("stream_huge", "2M")):
+        path = peers.find(options.peers_dir, program)
+        if path is None or not local:
+            yield PeerResult("bandwidth", "STREAM", "all", "GB/s", params={"pages": pages})
+            continue
+        cpus = where.cpus[local[0]]
+        most = min(len(cpus), options.threads or len(cpus))
+        for threads in sorted({1, most}):
+            options.progress(f"bandwidth beside {program}, threads {threads}")
+            yield from _beside_stream(path, local[0], pages, cpus[:threads], options.quick)
+
+
+def _beside_stream(
+    path: Path, node: int, pages: str, cpus: Sequence[int], quick: bool
+) -> Iterator[PeerResult]:
+    env = {
+        "OMP_NUM_THREADS": str(len(cpus)),
+        "OMP_PROC_BIND": "true",
+        "OMP_PLACES": ",".join(f"{{{cpu}}}" for cpu in cpus),
+    }
+
+    def theirs() -> peers.StreamOutput:
+        return peers.parse_stream(peers.run_program([str(path)], cpus, env))
+
+    like = theirs()                 # says how large its arrays are, which cannot be told it
+
+    def ours() -> Mapping[str, float]:
+        with memory.buffer(node, 3 * 8 * like.elements, pages) as area:
+            rates = run_gang(cpus, area.address, like.elements, like.passes, tuple(like.rates))
+        return {name: max(samples) for name, samples in rates.items()}
+
+    pairs = peers.in_turns(3 if quick else 9, ours, lambda: theirs().rates)
+    for name in like.rates:
+        yield PeerResult(
+            "bandwidth",
+            "STREAM",
+            name,
+            "GB/s",
+            tuple(rates[name] for rates in pairs[0]),
+            tuple(rates[name] for rates in pairs[1]),
+            params={"pages": pages, "threads": len(cpus), "array_bytes": 8 * like.elements},
+            note="the best pass of each round, as STREAM reports it",
+        )
+
+
+BENCH = Bench("bandwidth", "Bandwidth", run, run_peers)

@@ -8,14 +8,16 @@ steps; the last size lies well beyond them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
 
 from realmem._bench import chase
-from realmem.bench import memory
+from realmem.bench import memory, peers
 from realmem.bench.pin import pinned_to
 from realmem.bench.places import places
 from realmem.bench.registry import Bench, Options
-from realmem.bench.results import Result
+from realmem.bench.results import PeerResult, Result
 
 STRIDE_BYTES = 64
 
@@ -86,4 +88,53 @@ def run(options: Options) -> Iterator[Result]:
                         )
 
 
-BENCH = Bench("latency", "Idle load latency", run)
+PEER_SIZES = (16 << 10, 512 << 10, 8 << 20, 256 << 20)
+PEER_SAMPLE_NS = 500_000_000        # multichase's own
+PEER_SAMPLES = 2
+
+
+def run_peers(options: Options) -> Iterator[PeerResult]:
+    """Give one result beside multichase for each page kind and size."""
+    path = peers.find(options.peers_dir, "multichase")
+    where = places()
+    local = [node for node in where.memory if node in where.cpus]
+    if path is None or not local:
+        yield PeerResult("latency", "multichase", "load", "ns")
+        return
+    node = local[0]
+    cpus = where.cpus[node][:1]
+    for pages in ("4K", "2M"):
+        for size in PEER_SIZES:
+            options.progress(f"latency beside multichase, {pages} {size >> 10}K")
+            ours, theirs = peers.in_turns(
+                2 if options.quick else 7,
+                partial(_one_figure, node, cpus, pages, size, options.seed),
+                partial(_multichase, path, cpus, pages, size),
+            )
+            yield PeerResult(
+                "latency",
+                "multichase",
+                "load",
+                "ns",
+                ours,
+                theirs,
+                params={"pages": pages, "size_bytes": size, "stride_bytes": STRIDE_BYTES},
+                note=f"the best of {PEER_SAMPLES} samples of 0.5 s a round, one cycle through all "
+                "lines (-T SIZE)",
+            )
+
+
+def _one_figure(node: int, cpus: Sequence[int], pages: str, size: int, seed: int) -> float:
+    """Do as multichase does: fresh memory, one sample to warm up, the best of the others."""
+    with memory.buffer(node, size, pages) as area, pinned_to(cpus):
+        chase.build(area.address, size, STRIDE_BYTES, seed)
+        return min(sample_chase(area.address, PEER_SAMPLE_NS, PEER_SAMPLES + 1)[1:])
+
+
+def _multichase(path: Path, cpus: Sequence[int], pages: str, size: int) -> float:
+    argv = [str(path), "-m", str(size), "-T", str(size), "-s", str(STRIDE_BYTES),
+            "-n", str(PEER_SAMPLES), *(["-H"] if pages == "2M" else [])]
+    return peers.parse_multichase(peers.run_program(argv, cpus))
+
+
+BENCH = Bench("latency", "Idle load latency", run, run_peers)

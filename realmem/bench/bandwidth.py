@@ -19,6 +19,8 @@ from realmem.bench.places import places
 from realmem.bench.registry import Bench, Options
 from realmem.bench.results import PeerResult, Result
 
+LEAST_LLC_BYTES = 16 << 20      # a virtual machine may show less cache than the host has
+
 KERNELS = ("read", "write", "copy", "scale", "add", "triad")
 
 
@@ -69,12 +71,14 @@ def run_gang(
 def run(options: Options) -> Iterator[Result]:
     """Give one result for each memory node, page kind, CPU node, thread count and kernel."""
     where = places()
-    array_bytes = (2 if options.quick else 4) * max(where.llc_bytes, 16 << 20)
+    most_bytes = (2 if options.quick else 4) * max(where.llc_bytes, LEAST_LLC_BYTES)
     passes = 6 if options.quick else 21
-    elements = array_bytes // 8
     for memory_node in where.memory:
-        for pages in options.pages or ("4K", "2M"):
-            with memory.buffer(memory_node, 3 * array_bytes, pages) as area:
+        for pages in options.pages or memory.default_pages():
+            options.progress(f"bandwidth: taking {pages} memory on node {memory_node}")
+            with memory.buffer(memory_node, 3 * most_bytes, pages, least=3 << 20) as area:
+                array_bytes = area.size // 3 // 4096 * 4096
+                elements = array_bytes // 8
                 for cpu_node, cpus in where.cpus.items():
                     most = min(len(cpus), options.threads or len(cpus))
                     for threads in sorted({1, most}):
@@ -104,17 +108,17 @@ def run(options: Options) -> Iterator[Result]:
 def run_peers(options: Options) -> Iterator[PeerResult]:
     """Give one result beside STREAM for each page kind, thread count and STREAM kernel."""
     where = places()
-    local = [node for node in where.memory if node in where.cpus]
+    node = where.local
     for program, pages in (("stream", "4K"), ("stream_huge", "2M")):
         path = peers.find(options.peers_dir, program)
-        if path is None or not local:
+        if path is None or node is None:
             yield PeerResult("bandwidth", "STREAM", "all", "GB/s", params={"pages": pages})
             continue
-        cpus = where.cpus[local[0]]
+        cpus = where.cpus[node]
         most = min(len(cpus), options.threads or len(cpus))
         for threads in sorted({1, most}):
             options.progress(f"bandwidth beside {program}, threads {threads}")
-            yield from _beside_stream(path, local[0], pages, cpus[:threads], options.quick)
+            yield from _beside_stream(path, node, pages, cpus[:threads], options.quick)
 
 
 def _beside_stream(

@@ -63,9 +63,12 @@ def run(options: Options) -> Iterator[Result]:
     sample_ns, count = (10_000_000, 7) if options.quick else (100_000_000, 11)
     sweep = sizes(where.llc_bytes, options.quick)
     for memory_node in where.memory:
-        for pages in options.pages or ("4K", "2M"):
-            with memory.buffer(memory_node, sweep[-1], pages) as area:
+        for pages in options.pages or memory.default_pages():
+            options.progress(f"latency: taking {pages} memory on node {memory_node}")
+            with memory.buffer(memory_node, sweep[-1], pages, least=sweep[-3]) as area:
                 for size in sweep:
+                    if size > area.size:
+                        break
                     chase.build(area.address, size, STRIDE_BYTES, options.seed)
                     for cpu_node, cpus in where.cpus.items():
                         options.progress(f"latency {cpu_node}>{memory_node} {pages} {size >> 10}K")
@@ -97,13 +100,12 @@ def run_peers(options: Options) -> Iterator[PeerResult]:
     """Give one result beside multichase for each page kind and size."""
     path = peers.find(options.peers_dir, "multichase")
     where = places()
-    local = [node for node in where.memory if node in where.cpus]
-    if path is None or not local:
+    node = where.local
+    if path is None or node is None:
         yield PeerResult("latency", "multichase", "load", "ns")
         return
-    node = local[0]
     cpus = where.cpus[node][:1]
-    for pages in ("4K", "2M"):
+    for pages in memory.default_pages():
         for size in PEER_SIZES:
             options.progress(f"latency beside multichase, {pages} {size >> 10}K")
             ours, theirs = peers.in_turns(

@@ -111,7 +111,8 @@ def bench(
         try:
             run = realmem.bench.run(names, options, with_peers=with_peers)
         except (OSError, MemoryError) as why:
-            raise click.ClickException(f"bench: {why}".splitlines()[0]) from why
+            reason = getattr(why, "strerror", None) or str(why)
+            raise click.ClickException(f"bench: {reason}".splitlines()[0]) from why
     _show(console, run, with_peers)
     if earlier is not None:
         bench_view.show_comparison(console, realmem.bench.compare(earlier, run))

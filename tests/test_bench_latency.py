@@ -1,0 +1,52 @@
+"""The sweep over sizes, and the whole of ``bench latency`` in small."""
+
+import os
+
+import pytest
+
+from realmem.bench import latency, memory
+from realmem.bench.places import places
+from realmem.bench.registry import Options
+from realmem.errors import HostError
+
+
+@pytest.mark.parametrize("llc", [1 << 20, 32 << 20, 384 << 20])
+def test_sizes_reach_from_the_first_cache_to_beyond_the_last(llc):
+    full, quick = latency.sizes(llc, False), latency.sizes(llc, True)
+    assert full == sorted(full) and quick == sorted(quick)
+    assert set(quick) < set(full)
+    for sweep in (full, quick):
+        assert sweep[0] <= 32 << 10
+        assert sweep[-1] >= max(256 << 20, 2 * llc)
+        assert len(sweep) >= 4
+
+
+def test_end_to_end(monkeypatch):
+    monkeypatch.setattr(latency, "sizes", lambda llc, quick: [16 << 10, 64 << 10, 1 << 20])
+    before = os.sched_getaffinity(0)
+    results = list(latency.run(Options(quick=True, pages=("4K",))))
+    where = places()
+    assert len(results) == 3 * len(where.cpus) * len(where.memory)
+    for result in results:
+        assert (result.bench, result.unit, result.params["pages"]) == ("latency", "ns", "4K")
+        assert len(result.samples) >= 5
+        assert 0 < result.min <= result.median <= result.p95
+    assert os.sched_getaffinity(0) == before
+
+
+def test_smaller_memory_means_a_shorter_sweep(monkeypatch):
+    """A host that has not got the largest size still gets the others."""
+    real = memory._make
+    asked = []
+
+    def poor(node, size, pages):
+        asked.append(size)
+        if size > 1 << 20:
+            raise HostError(12, "not so much")
+        return real(node, size, pages)
+
+    monkeypatch.setattr(memory, "_make", poor)
+    monkeypatch.setattr(latency, "sizes", lambda llc, quick: [1 << 18, 1 << 20, 1 << 21, 1 << 22])
+    results = list(latency.run(Options(quick=True, pages=("4K",))))
+    assert asked[:3] == [1 << 22, 1 << 21, 1 << 20]
+    assert {result.params["size_bytes"] for result in results} == {1 << 18, 1 << 20}

@@ -15,32 +15,11 @@ from realmem.node import Node, NodeSpec, ResolvedNode, Zone, cpu_map, resolve
 from realmem.zonelist import build_zonelists, fallback_orders
 
 if TYPE_CHECKING:
+    from realmem._core.pages import Page, PageArray
     from realmem.pool import Pool
 
 # machine.options bits of types.pxd
 _POISON, _PAGE_OWNER = 1, 2
-
-# Methods of the compiled allocator that are the machine's own: bound once, so that a call
-# from Python goes straight to compiled code.
-_ALLOCATOR_METHODS = (
-    "alloc_pages",
-    "alloc_pages_node",
-    "alloc_page_interleave",
-    "alloc_pages_exact",
-    "alloc_pages_bulk",
-    "get_free_pages",
-    "get_zeroed_page",
-    "free_pages",
-    "free_page",
-    "free_pages_bulk",
-    "drain_all_pages",
-    "va",
-    "pa",
-    "virt_to_page",
-    "pfn_to_page",
-    "view",
-)
-
 
 class Machine:
     """
@@ -65,6 +44,25 @@ class Machine:
     :raises ValueError: impossible sizes, nodes, CPUs or zones.
     :raises TypeError: wrong types, unknown options.
     """
+
+    # The compiled allocator's methods, bound once as the machine's own, so that a call from
+    # Python goes straight to compiled code; realmem/_core/pages.pyi has their signatures.
+    alloc_pages: Callable[..., Page]
+    alloc_pages_node: Callable[..., Page]
+    alloc_page_interleave: Callable[..., Page]
+    alloc_pages_exact: Callable[..., int]
+    alloc_pages_bulk: Callable[..., PageArray]
+    get_free_pages: Callable[..., int]
+    get_zeroed_page: Callable[..., int]
+    free_pages: Callable[..., None]
+    free_page: Callable[..., None]
+    free_pages_bulk: Callable[..., None]
+    drain_all_pages: Callable[[], None]
+    va: Callable[[int], int]
+    pa: Callable[[int], int]
+    virt_to_page: Callable[[int], Page]
+    pfn_to_page: Callable[[int], Page]
+    view: Callable[[int, int], memoryview]
 
     def __init__(
         self,
@@ -155,7 +153,7 @@ class Machine:
         self.sysctl = boot_sysctl(self)
 
     def _bind(self, debug: int) -> None:
-        for name in _ALLOCATOR_METHODS:
+        for name in Machine.__annotations__:
             method = getattr(self._allocator, name)
             setattr(self, name, self._checked(method, debug) if debug else method)
 
@@ -184,6 +182,17 @@ class Machine:
     def emulated(self) -> bool:
         """Whether any node has to share a host node."""
         return any(node.emulated for node in self.nodes)
+
+    @property
+    def hoststat(self) -> Mapping[str, int]:
+        """What the machine cost the host: faults taken, maps made, pages misplaced."""
+        events = self._allocator.events()
+        counts = {
+            name: events[name]
+            for name in ("sigsegv", "map_fill", "map_flush", "mprotect", "spurious", "forbidden")
+        }
+        counts["misplaced_pages"] = sum(node.misplaced_pages for node in self.nodes)
+        return counts
 
     @property
     def vmstat(self) -> Mapping[str, int]:
@@ -317,19 +326,17 @@ def _take_memory(
     progress: Callable[[int, int, int], None] | None,
 ) -> Pool:
     from realmem.pool import Pool, PoolNode
+    from realmem.progress import populating
 
-    return Pool(
-        [
-            PoolNode(
-                bytes=where.pages << PAGE_SHIFT,
-                start_phys=where.start_pfn << PAGE_SHIFT,
-                host_node=place.host_node,
-                memmap_phys=where.memmap_pfn << PAGE_SHIFT,
-                memmap_bytes=where.memmap_pages << PAGE_SHIFT,
-            )
-            for place, where in zip(places, ranges, strict=True)
-        ],
-        backing=backing,
-        mlock=mlock,
-        progress=progress,
-    )
+    nodes = [
+        PoolNode(
+            bytes=where.pages << PAGE_SHIFT,
+            start_phys=where.start_pfn << PAGE_SHIFT,
+            host_node=place.host_node,
+            memmap_phys=where.memmap_pfn << PAGE_SHIFT,
+            memmap_bytes=where.memmap_pages << PAGE_SHIFT,
+        )
+        for place, where in zip(places, ranges, strict=True)
+    ]
+    with populating([node.bytes for node in nodes], progress) as report:
+        return Pool(nodes, backing=backing, mlock=mlock, progress=report)

@@ -132,7 +132,7 @@ class Node:
 
     @property
     def stat(self) -> Mapping[str, int]:
-        """Allocations counted by numastat's names (``/sys/devices/system/node/nodeN/numastat``)."""
+        """Allocations counted by the names of sysfs's ``nodeN/numastat``."""
         sums = [0] * 6
         for kind in range(MAX_NR_ZONES):
             counts = self._core.zone_stat(self.id * MAX_NR_ZONES + kind)["numa"]
@@ -224,7 +224,9 @@ def _host_node(spec: NodeSpec, i: int, usable: Sequence[int]) -> int:
     return int(spec.host_node)
 
 
-def _share_cpus(specs: Sequence[NodeSpec], hosts: Sequence[int], host: Any) -> list[tuple[int, ...]]:
+def _share_cpus(
+    specs: Sequence[NodeSpec], hosts: Sequence[int], host: Any
+) -> list[tuple[int, ...]]:
     present = set(host.present_cpus())
     named: set[int] = set()
     for spec in specs:

@@ -1,0 +1,6 @@
+from realmem._core.machine import MachineCore
+
+MESSAGES: tuple[str, ...]
+
+def check(core: MachineCore) -> None: ...
+def check_counts(core: MachineCore) -> None: ...

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from realmem.errors import HostError
-from realmem.host import limits
+from realmem.host import limits, topology
 from realmem.layout import format_size
 
 PAGES_PER_TABLE = 512
@@ -168,11 +168,20 @@ def overhead_bytes(nbytes: int) -> int:
 
 
 def check_free_memory(demands: Sequence[Demand], root: str = "/") -> None:
-    """Every host node has that much free, and so has the host as a whole."""
+    """
+    Every host node has that much free, and so has the host as a whole.
+
+    Memory that a hypervisor has taken and would give back counts in the host's MemAvailable, but
+    in no node's figures: it may turn up on any of them.
+    """
+    available = limits.available_memory(root)
+    nodes = {node.id: limits.node_memory(node.id, root) for node in topology.nodes(root)}
+    known = sum(memory.available_bytes for memory in nodes.values() if memory is not None)
+    elsewhere = max(0, (available or 0) - known)
     wanted = _by_host_node(demands, lambda demand: demand.bytes + demand.side_bytes)
     for node, nbytes in wanted.items():
-        memory = limits.node_memory(node, root)
-        if memory is not None and memory.available_bytes < nbytes:
+        memory = nodes.get(node)
+        if memory is not None and memory.available_bytes + elsewhere < nbytes:
             raise HostError(
                 errno.ENOMEM,
                 f"{format_size(nbytes)} of memory wanted on host node {node}, "
@@ -180,7 +189,6 @@ def check_free_memory(demands: Sequence[Demand], root: str = "/") -> None:
                 f"{format_size(memory.total_bytes)}: ask for less memory or use another node",
             )
     total = sum(demand.bytes + demand.side_bytes for demand in demands)
-    available = limits.available_memory(root)
     if available is not None and available < total:
         raise HostError(
             errno.ENOMEM,

@@ -10,7 +10,7 @@ from rich.console import Console
 from realmem.bench import registry
 from realmem.bench.registry import Bench
 from realmem.bench.results import PeerResult, Result, Run
-from realmem.cli import bench_view
+from realmem.cli import bench_view, bench_words
 from realmem.cli.bench import bench
 
 
@@ -140,10 +140,28 @@ def test_tables_fit(width):
         assert any(figure in line for line in lines)
 
 
+@pytest.mark.parametrize("width", [40, 80, 200])
+@pytest.mark.parametrize("nodes", [2, 3, 8])
+def test_matrices_fit_and_lose_no_figure(width, nodes):
+    results = [
+        Result("toy", "load", "ns", (100.0 + 10 * cpu + memory,) * 3, cpu, memory,
+               {"size_bytes": size}, () if cpu == memory else ("unverified",))
+        for size in (4096, 8192) for cpu in range(nodes) for memory in range(nodes)
+    ]
+    console = Console(file=io.StringIO(), width=width, force_terminal=False)
+    bench_view.show_bench(console, "A toy", results)
+    text = console.file.getvalue()
+    assert max(map(len, text.splitlines())) <= width
+    for result in results:
+        assert f"{result.median:.0f}" in text
+        assert f"{result.cpu_node}>{result.memory_node}" in text
+    assert "* unverified" in text.replace("\n", " ")
+
+
 def test_sparkline():
-    assert bench_view.sparkline([1, 10, 100, 1000]) == "▁▃▆█"
-    assert bench_view.sparkline([5, 5]) == "▁▁"
-    assert bench_view.sparkline([1, 2], ascii_only=True) == "_@"
+    assert bench_words.sparkline([1, 10, 100, 1000]) == "▁▃▆█"
+    assert bench_words.sparkline([5, 5]) == "▁▁"
+    assert bench_words.sparkline([1, 2], ascii_only=True) == "_@"
 
 
 def test_registry_has_what_the_package_has():

@@ -36,20 +36,23 @@ def sizes(llc_bytes: int, quick: bool) -> list[int]:
     return [1 << step for step in (steps[::-2][::-1] if quick else steps)]
 
 
-def sample_chase(start: int, sample_ns: int, count: int) -> tuple[float, ...]:
+def sample_chase(start: int, lines: int, sample_ns: int, count: int) -> tuple[float, ...]:
     """
     Follow a cycle for a while, several times over, going on where the last sample ended.
 
     :param start: address of a line of the cycle.
+    :param lines: of the cycle; it is followed once beforehand, as far as four samples would,
+        so that what fits into a cache lies there.
     :param sample_ns: how long a sample should take.
     :param count: how many samples.
     :return: nanoseconds a load, one figure a sample.
     """
     loads, spent = 256, 0
-    while spent < sample_ns // 8:           # also warms what the caches can hold
+    while spent < sample_ns // 8:
         loads *= 2
         spent, start = chase.chase(start, loads)
-    loads = max(16, loads * sample_ns // spent) // 16 * 16
+    loads = max(16, loads * sample_ns // spent // 16 * 16)
+    _, start = chase.chase(start, min(lines, 4 * loads))
     samples = []
     for _ in range(count):
         spent, start = chase.chase(start, loads)
@@ -69,11 +72,11 @@ def run(options: Options) -> Iterator[Result]:
                 for size in sweep:
                     if size > area.size:
                         break
-                    chase.build(area.address, size, STRIDE_BYTES, options.seed)
+                    lines = chase.build(area.address, size, STRIDE_BYTES, options.seed)
                     for cpu_node, cpus in where.cpus.items():
                         options.progress(f"latency {cpu_node}>{memory_node} {pages} {size >> 10}K")
                         with pinned_to(cpus[:1]):
-                            samples = sample_chase(area.address, sample_ns, count)
+                            samples = sample_chase(area.address, lines, sample_ns, count)
                         yield Result(
                             "latency",
                             "load",
@@ -129,8 +132,8 @@ def run_peers(options: Options) -> Iterator[PeerResult]:
 def _one_figure(node: int, cpus: Sequence[int], pages: str, size: int, seed: int) -> float:
     """Do as multichase does: fresh memory, one sample to warm up, the best of the others."""
     with memory.buffer(node, size, pages) as area, pinned_to(cpus):
-        chase.build(area.address, size, STRIDE_BYTES, seed)
-        return min(sample_chase(area.address, PEER_SAMPLE_NS, PEER_SAMPLES + 1)[1:])
+        lines = chase.build(area.address, size, STRIDE_BYTES, seed)
+        return min(sample_chase(area.address, lines, PEER_SAMPLE_NS, PEER_SAMPLES + 1)[1:])
 
 
 def _multichase(path: Path, cpus: Sequence[int], pages: str, size: int) -> float:

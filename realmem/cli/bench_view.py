@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
-from rich.text import Text
 
+from realmem.bench.stats import median
+from realmem.cli.bench_words import (
+    bars,
+    describe,
+    distinct,
+    is_ascii,
+    number,
+    pair_name,
+    param_name,
+    param_text,
+    sparkline,
+    split_params,
+)
 from realmem.layout import format_size
 
 if TYPE_CHECKING:
@@ -17,9 +28,6 @@ if TYPE_CHECKING:
     from realmem.bench.compare import Comparison
     from realmem.bench.results import PeerResult, Result, Run
 
-_BLOCKS = "▁▂▃▄▅▆▇█"
-_ASCII_BLOCKS = "_.-=+*#@"
-_BAR_WIDTH = 12
 _WIDE = 70          # narrower consoles get no bars
 
 
@@ -40,61 +48,118 @@ def show_host(console: Console, run: Run) -> None:
 
 def show_bench(console: Console, title: str, results: Sequence[Result]) -> None:
     """
-    Print one bench: a row for each figure, and a sparkline for each sweep over sizes.
+    Print one bench: its figures, and a sparkline for each sweep over sizes.
 
-    What all rows share stands below the table once, what differs has a column.
+    Measured from one node to itself, each figure is a row; between several nodes, each pair of
+    nodes is a column.  What all figures share stands below the table once.
     """
-    units = _distinct(result.unit for result in results)
-    stamps = _distinct(result.stamps for result in results)
-    varying, shared = _split_params([result.params for result in results])
-    metrics = _distinct(result.metric for result in results)
-    pairs = _distinct((result.cpu_node, result.memory_node) for result in results)
-    has_pairs = pairs != [(None, None)]
-    wide = console.width >= _WIDE
-
+    varying, shared = split_params([result.params for result in results])
+    units = distinct(result.unit for result in results)
     table = Table(title=f"{title}{f', {units[0]}' if len(units) == 1 else ''}",
                   title_justify="left", title_style="bold", pad_edge=False)
-    if len(metrics) > 1:
-        table.add_column("what", overflow="fold")
-    if has_pairs:
+    console.print()
+    if len(distinct((result.cpu_node, result.memory_node) for result in results)) > 1:
+        _print_matrix(console, table, results, varying)
+    else:
+        _fill_rows(console, table, results, varying)
+        console.print(table)
+    _print_sweeps(console, results)
+    stamps = distinct(result.stamps for result in results)
+    facts = [f"{param_name(name)} {param_text(name, value)}" for name, value in shared.items()]
+    if len(stamps) == 1 and stamps[0]:
+        facts.insert(0, f"stamped {', '.join(stamps[0])}")
+    if facts:
+        console.print("; ".join(facts), style="dim", highlight=False)
+    for note in distinct(result.note for result in results if result.note):
+        console.print(note, style="dim", highlight=False)
+
+
+def _fill_rows(
+    console: Console, table: Table, results: Sequence[Result], varying: Sequence[str]
+) -> None:
+    """Make one row of each figure, with a bar where there is room."""
+    units = distinct(result.unit for result in results)
+    stamps = distinct(result.stamps for result in results)
+    has_pair = any(pair_name(result) for result in results)
+    draws = console.width >= _WIDE and len(units) == 1 and len(results) > 1
+    drawn = bars(console, results) if draws else [""] * len(results)
+    has_metrics = _add_labels(table, results, varying)
+    if has_pair:
         table.add_column("cpu>mem", no_wrap=True)
-    for name in varying:
-        table.add_column(_param_name(name), justify="right")
     for name in ("min", "median", "p95"):
         table.add_column(name, justify="right", no_wrap=True)
     if len(units) > 1:
         table.add_column("unit")
     if len(stamps) > 1:
         table.add_column("stamp", overflow="fold")
-    bars = _bars(console, results) if wide and len(units) == 1 and len(results) > 1 else None
-    if bars:
+    if draws:
         table.add_column("", no_wrap=True)
+    for result, bar in zip(results, drawn, strict=True):
+        table.add_row(
+            *_labels(result, varying, has_metrics),
+            *([pair_name(result)] if has_pair else []),
+            *(number(value) for value in (result.min, result.median, result.p95)),
+            *([result.unit] if len(units) > 1 else []),
+            *([", ".join(result.stamps)] if len(stamps) > 1 else []),
+            *([bar] if draws else []),
+        )
 
-    for row, result in enumerate(results):
-        cells: list[str | Text] = []
-        if len(metrics) > 1:
-            cells.append(result.metric)
-        if has_pairs:
-            cells.append(_pair(result))
-        cells += [_param(name, result.params.get(name)) for name in varying]
-        cells += [_number(value) for value in (result.min, result.median, result.p95)]
-        if len(units) > 1:
-            cells.append(result.unit)
-        if len(stamps) > 1:
-            cells.append(", ".join(result.stamps))
-        if bars:
-            cells.append(bars[row])
-        table.add_row(*cells)
-    console.print()
-    console.print(table)
-    _sweeps(console, results)
-    facts = [f"{_param_name(name)} {_param(name, value)}" for name, value in shared.items()]
-    if len(stamps) == 1 and stamps[0]:
-        facts.insert(0, f"stamped {', '.join(stamps[0])}")
-    if facts:
-        console.print("; ".join(facts), style="dim", highlight=False)
-    for note in _distinct(result.note for result in results if result.note):
-        console.print(note, style="dim", highlight=False)
+
+def _print_matrix(
+    console: Console, table: Table, results: Sequence[Result], varying: Sequence[str]
+) -> None:
+    """Print pairs of nodes as columns, as many at a time as fit side by side."""
+    stamps = distinct(result.stamps for result in results)
+    pairs = {pair_name(result) or "any": None for result in results}
+    rows: dict[tuple[Any, ...], dict[str, Result]] = {}
+    for result in results:
+        key = (result.metric, result.unit, *(result.params.get(name) for name in varying))
+        rows.setdefault(key, {})[pair_name(result) or "any"] = result
+    labels = 9 * (len(varying) + 1)
+    wide = len(pairs) * 12 + labels <= console.width
+    at_once = max(1, (console.width - labels) // (12 if wide else 8))
+    names = list(pairs)
+    for first in range(0, len(names), at_once):
+        part = names[first : first + at_once]
+        chunk = Table(title=table.title if not first else None, title_justify="left",
+                      title_style="bold", pad_edge=False)
+        has_metrics = _add_labels(chunk, results, varying)
+        for name in part:
+            chunk.add_column(name, justify="right", no_wrap=True)
+        for row in rows.values():
+            some = next(iter(row.values()))
+            chunk.add_row(
+                *_labels(some, varying, has_metrics),
+                *(_cell(row.get(name), wide, len(stamps) > 1) for name in part),
+            )
+        console.print(chunk)
+    below = "median, and min to p95 below it" if wide else "medians; the rest is in --json FILE"
+    if len(stamps) > 1:
+        below += "; * " + ", ".join(sorted({word for stamp in stamps for word in stamp}))
+    console.print(f"cpu>mem nodes: {below}", style="dim", highlight=False)
+
+
+def _cell(result: Result | None, wide: bool, starred: bool) -> str:
+    if result is None:
+        return ""
+    text = number(result.median) + ("*" if starred and result.stamps else "")
+    return f"{text}\n{number(result.min)}-{number(result.p95)}" if wide else text
+
+
+def _add_labels(table: Table, results: Sequence[Result], varying: Sequence[str]) -> bool:
+    """Add the columns that say what a row is; tell whether the metric is one of them."""
+    has_metrics = len(distinct(result.metric for result in results)) > 1
+    if has_metrics:
+        table.add_column("what", overflow="fold")
+    for name in varying:
+        table.add_column(param_name(name), justify="right")
+    return has_metrics
+
+
+def _labels(result: Result, varying: Sequence[str], has_metrics: bool) -> list[str]:
+    """Give the cells that say what a row is."""
+    params = [param_text(name, result.params.get(name)) for name in varying]
+    return [result.metric, *params] if has_metrics else params
 
 
 def show_peers(console: Console, peers: Sequence[PeerResult]) -> None:
@@ -106,15 +171,15 @@ def show_peers(console: Console, peers: Sequence[PeerResult]) -> None:
     for name in ("ours", "theirs", "ratio", "spread"):
         table.add_column(name, justify="right", no_wrap=True)
     for peer in peers:
-        what = f"{peer.metric} {_describe(peer.params)}".strip()
+        what = f"{peer.metric} {describe(peer.params)}".strip()
         if not peer.present:
             table.add_row(peer.peer, what, "", "not present", "", "")
             continue
         table.add_row(
             peer.peer,
             what,
-            f"{_number(_median(peer.ours))} {peer.unit}",
-            _number(_median(peer.theirs)),
+            f"{number(median(peer.ours))} {peer.unit}",
+            number(median(peer.theirs)),
             f"{peer.ratio:.3f}",
             f"{peer.spread:.1%}",
         )
@@ -122,7 +187,7 @@ def show_peers(console: Console, peers: Sequence[PeerResult]) -> None:
     console.print(table)
     console.print("ratio: ours over theirs, median of the rounds; spread: max over min of the "
                   "peer's own rounds", style="dim", highlight=False)
-    for note in _distinct(f"{peer.peer}: {peer.note}" for peer in peers if peer.note):
+    for note in distinct(f"{peer.peer}: {peer.note}" for peer in peers if peer.note):
         console.print(note, style="dim", highlight=False)
 
 
@@ -141,9 +206,9 @@ def show_comparison(console: Console, comparison: Comparison) -> None:
         for change in moved or comparison.changes:
             new = change.new
             table.add_row(
-                f"{new.metric} {_pair(new)} {_describe(new.params)}".strip(),
-                _number(change.old.median),
-                f"{_number(new.median)} {new.unit}",
+                f"{new.metric} {pair_name(new)} {describe(new.params)}".strip(),
+                number(change.old.median),
+                f"{number(new.median)} {new.unit}",
                 f"{change.ratio:.2f}",
                 f"{change.band[0]:.2f}-{change.band[1]:.2f}",
                 change.verdict,
@@ -156,7 +221,7 @@ def show_comparison(console: Console, comparison: Comparison) -> None:
     )
 
 
-def _sweeps(console: Console, results: Sequence[Result]) -> None:
+def _print_sweeps(console: Console, results: Sequence[Result]) -> None:
     """Print one sparkline for each series of at least four sizes."""
     series: dict[tuple[Any, ...], list[Result]] = {}
     for result in results:
@@ -170,100 +235,11 @@ def _sweeps(console: Console, results: Sequence[Result]) -> None:
         line.sort(key=lambda result: int(result.params["size_bytes"]))
         first, last = line[0], line[-1]
         pages = first.params.get("pages", "")
+        drawn = sparkline([result.median for result in line], is_ascii(console))
         console.print(
-            f"{_pair(first)} {pages:>3} {sparkline([r.median for r in line], _ascii(console))} "
+            f"{pair_name(first)} {pages:>3} {drawn} "
             f"{format_size(int(first.params['size_bytes']))} to "
             f"{format_size(int(last.params['size_bytes']))}: "
-            f"{_number(first.median)} to {_number(last.median)} {first.unit}",
+            f"{number(first.median)} to {number(last.median)} {first.unit}",
             highlight=False,
         )
-
-
-def sparkline(values: Sequence[float], ascii_only: bool = False) -> str:
-    """
-    Draw a series as one character a value, on a logarithmic scale.
-
-    :param values: positive numbers.
-    :param ascii_only: for terminals that have no block characters.
-    """
-    blocks = _ASCII_BLOCKS if ascii_only else _BLOCKS
-    logs = [math.log(max(value, 1e-9)) for value in values]
-    low, height = min(logs), max(logs) - min(logs)
-    top = len(blocks) - 1
-    return "".join(blocks[round((x - low) / height * top) if height else 0] for x in logs)
-
-
-def _bars(console: Console, results: Sequence[Result]) -> list[str]:
-    """Give a bar for each median, on a linear scale from nought."""
-    block = "#" if _ascii(console) else "█"
-    largest = max(result.median for result in results)
-    if largest <= 0:
-        return [""] * len(results)
-    return [block * round(max(r.median, 0) / largest * _BAR_WIDTH) for r in results]
-
-
-def _ascii(console: Console) -> bool:
-    return not console.encoding.lower().startswith("utf")
-
-
-def _split_params(rows: Sequence[Any]) -> tuple[list[str], dict[str, Any]]:
-    """Divide parameters into those that differ between rows and those that all share."""
-    order = _distinct(name for row in rows for name in row)
-    shared = {}
-    varying = []
-    for name in order:
-        values = _distinct(row.get(name) for row in rows)
-        if len(values) == 1:
-            shared[name] = values[0]
-        else:
-            varying.append(name)
-    return varying, shared
-
-
-def _distinct(items: Iterable[Any]) -> list[Any]:
-    return list(dict.fromkeys(items))
-
-
-def _pair(result: Result) -> str:
-    if result.cpu_node is None and result.memory_node is None:
-        return ""
-    ends = ("-" if node is None else str(node) for node in (result.cpu_node, result.memory_node))
-    return ">".join(ends)
-
-
-def _param_name(name: str) -> str:
-    return name.removesuffix("_bytes").replace("_", " ")
-
-
-def _param(name: str, value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return ("" if value else "no ") + _param_name(name)
-    if name.endswith("_bytes"):
-        return format_size(int(value))
-    return str(value)
-
-
-def _describe(params: Mapping[str, Any]) -> str:
-    """Write parameters in a few words: ``4K 256M threads 2``."""
-    return " ".join(
-        _param(name, value)
-        if isinstance(value, (bool, str)) or name.endswith("_bytes")
-        else f"{_param_name(name)} {value}"
-        for name, value in params.items()
-    )
-
-
-def _number(value: float) -> str:
-    """Write about three digits: figures here are never better than that."""
-    size = abs(value)
-    if size >= 1e6:
-        return f"{value:.3g}"
-    return f"{value:.2f}" if size < 10 else f"{value:.1f}" if size < 100 else f"{value:.0f}"
-
-
-def _median(samples: Sequence[float]) -> float:
-    from realmem.bench import stats
-
-    return stats.median(samples)

@@ -27,7 +27,7 @@ test-numa: build $(VENV)/.realmem-numa ## test on real nodes: guests of two and 
 	$(PY) tools/test_numa.py $(ARGS)
 
 bench: build ## measure everything, beside what else does the job (REALMEM_PEERS=DIR)
-	$(VENV)/bin/realmem bench all $(ARGS)
+	$(VENV)/bin/realmem bench all --peers $(ARGS)
 
 lint: build $(VENV)/.realmem-lint ## ruff, mypy --strict, cython-lint
 	$(PY) -m ruff check .

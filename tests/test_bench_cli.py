@@ -158,6 +158,22 @@ def test_matrices_fit_and_lose_no_figure(width, nodes):
     assert "* unverified" in text.replace("\n", " ")
 
 
+def test_kinds_of_figures_have_tables_of_their_own():
+    results = [
+        Result("toy", "alloc", "ns", (1.0,), 0, 0, {"order": 0}),
+        Result("toy", "alloc", "ns", (2.0,), 0, 0, {"order": 3}),
+        Result("toy", "copy", "GB/s", (7.0,), 0, 0, {"threads": 1}, higher_is_better=True),
+        Result("toy", "copy", "GB/s", (8.0,), 0, 0, {"threads": 2}, higher_is_better=True),
+    ]
+    console = Console(file=io.StringIO(), width=80)
+    bench_view.show_bench(console, "A toy", results)
+    text = console.file.getvalue()
+    assert "A toy: alloc, ns" in text
+    assert "A toy: copy, GB/s" in text
+    lines = [line for line in text.splitlines() if "order" in line or "threads" in line]
+    assert len(lines) == 2
+
+
 def test_sparkline():
     assert bench_words.sparkline([1, 10, 100, 1000]) == "▁▃▆█"
     assert bench_words.sparkline([5, 5]) == "▁▁"

@@ -48,15 +48,27 @@ def show_host(console: Console, run: Run) -> None:
 
 def show_bench(console: Console, title: str, results: Sequence[Result]) -> None:
     """
-    Print one bench: its figures, and a sparkline for each sweep over sizes.
+    Print one bench: a table for each kind of figure, a sparkline for each sweep over sizes.
 
-    Measured from one node to itself, each figure is a row; between several nodes, each pair of
-    nodes is a column.  What all figures share stands below the table once.
+    Figures with the same parameters and unit share a table.  Measured from one node to itself,
+    each figure is a row; between several nodes, each pair of nodes is a column.
     """
+    kinds: dict[tuple[Any, ...], list[Result]] = {}
+    for result in results:
+        kinds.setdefault((result.unit, *sorted(result.params)), []).append(result)
+    for rows in kinds.values():
+        metrics = distinct(result.metric for result in rows)
+        named = len(kinds) > 1 and len(metrics) == 1
+        _print_kind(console, f"{title}: {metrics[0]}" if named else title, rows)
+    for note in distinct(result.note for result in results if result.note):
+        console.print(note, style="dim", highlight=False)
+
+
+def _print_kind(console: Console, title: str, results: Sequence[Result]) -> None:
+    """Print figures that share a table; what all of them share stands below it once."""
     varying, shared = split_params([result.params for result in results])
-    units = distinct(result.unit for result in results)
-    table = Table(title=f"{title}{f', {units[0]}' if len(units) == 1 else ''}",
-                  title_justify="left", title_style="bold", pad_edge=False)
+    table = Table(title=f"{title}, {results[0].unit}", title_justify="left",
+                  title_style="bold", pad_edge=False)
     console.print()
     if len(distinct((result.cpu_node, result.memory_node) for result in results)) > 1:
         _print_matrix(console, table, results, varying)
@@ -70,26 +82,21 @@ def show_bench(console: Console, title: str, results: Sequence[Result]) -> None:
         facts.insert(0, f"stamped {', '.join(stamps[0])}")
     if facts:
         console.print("; ".join(facts), style="dim", highlight=False)
-    for note in distinct(result.note for result in results if result.note):
-        console.print(note, style="dim", highlight=False)
 
 
 def _fill_rows(
     console: Console, table: Table, results: Sequence[Result], varying: Sequence[str]
 ) -> None:
     """Make one row of each figure, with a bar where there is room."""
-    units = distinct(result.unit for result in results)
     stamps = distinct(result.stamps for result in results)
     has_pair = any(pair_name(result) for result in results)
-    draws = console.width >= _WIDE and len(units) == 1 and len(results) > 1
+    draws = console.width >= _WIDE and len(results) > 1
     drawn = bars(console, results) if draws else [""] * len(results)
     has_metrics = _add_labels(table, results, varying)
     if has_pair:
         table.add_column("cpu>mem", no_wrap=True)
     for name in ("min", "median", "p95"):
         table.add_column(name, justify="right", no_wrap=True)
-    if len(units) > 1:
-        table.add_column("unit")
     if len(stamps) > 1:
         table.add_column("stamp", overflow="fold")
     if draws:
@@ -99,7 +106,6 @@ def _fill_rows(
             *_labels(result, varying, has_metrics),
             *([pair_name(result)] if has_pair else []),
             *(number(value) for value in (result.min, result.median, result.p95)),
-            *([result.unit] if len(units) > 1 else []),
             *([", ".join(result.stamps)] if len(stamps) > 1 else []),
             *([bar] if draws else []),
         )
@@ -113,7 +119,7 @@ def _print_matrix(
     pairs = {pair_name(result) or "any": None for result in results}
     rows: dict[tuple[Any, ...], dict[str, Result]] = {}
     for result in results:
-        key = (result.metric, result.unit, *(result.params.get(name) for name in varying))
+        key = (result.metric, *(result.params.get(name) for name in varying))
         rows.setdefault(key, {})[pair_name(result) or "any"] = result
     labels = 9 * (len(varying) + 1)
     wide = len(pairs) * 12 + labels <= console.width

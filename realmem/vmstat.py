@@ -112,7 +112,15 @@ def zone_counters(zones: Iterable[ZoneStat]) -> dict[str, int]:
 
 def node_counters(machine: Any, nid: int) -> dict[str, int]:
     """Give one node's own counters (those a zone does not have), in the kernel's order."""
-    return dict.fromkeys(NODE_STAT_ITEMS, 0)
+    frames = machine._allocator.frame_stat(nid)
+    counters = dict.fromkeys(NODE_STAT_ITEMS, 0)
+    counters["nr_anon_pages"] = frames["anon"]
+    counters["nr_page_table_pages"] = frames["table"]
+    return counters
+
+
+# Counted by looking at every frame; all others are summed from counters.
+_FRAME_ITEMS = frozenset(("nr_anon_pages", "nr_page_table_pages"))
 
 
 def node_vmstat(machine: Any, node: Any) -> dict[str, int]:
@@ -123,11 +131,15 @@ def node_vmstat(machine: Any, node: Any) -> dict[str, int]:
     }
 
 
-def read_vmstat(machine: Any) -> dict[str, int]:
-    """Give every counter of ``/proc/vmstat``, in its order, all read together."""
+def read_vmstat(machine: Any, frames: bool = True) -> dict[str, int]:
+    """
+    Give every counter of ``/proc/vmstat``, in its order, all read together.
+
+    :param frames: count what takes a look at every frame as well; 0 otherwise.
+    """
     zones = read_zones(machine)
     counters = {**dict.fromkeys(VMSTAT_ITEMS, 0), **zone_counters(zones)}
-    for node in machine.nodes:
+    for node in machine.nodes if frames else ():
         for name, count in node_counters(machine, node.id).items():
             counters[name] += count
     background, limit = dirty_limits(zones)
@@ -174,7 +186,7 @@ class VmStat(Mapping[str, int]):
         self._machine = machine
 
     def __getitem__(self, name: str) -> int:
-        return self.snapshot()[name]
+        return read_vmstat(self._machine, name in _FRAME_ITEMS)[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(VMSTAT_ITEMS)

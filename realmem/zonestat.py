@@ -92,6 +92,12 @@ def read_zone(allocator: Any, nid: int, kind: int) -> ZoneStat:
     """Read one zone."""
     index = nid * NR_ZONE_KINDS + kind
     info, stat = allocator.zone_info(index), allocator.zone_stat(index)
+    pcp = {cpu["cpu"]: PcpStat(cpu["cpu"], cpu["count"], cpu["high"]) for cpu in stat["pcp"]}
+    # Lists of threads that are known by the fault handler only belong to no CPU.
+    shared = pcp.pop(-1, None)
+    if shared and shared.count:
+        first = pcp.get(0, PcpStat(0, 0, 0))
+        pcp[0] = PcpStat(0, first.count + shared.count, max(first.high, shared.high))
     return ZoneStat(
         nid=nid,
         kind=kind,
@@ -109,5 +115,5 @@ def read_zone(allocator: Any, nid: int, kind: int) -> ZoneStat:
         pageblocks=stat["pageblocks"],
         pgalloc=stat["pgalloc"],
         numa=tuple(stat["numa"]),
-        pcp=tuple(PcpStat(pcp["cpu"], pcp["count"], pcp["high"]) for pcp in stat["pcp"]),
+        pcp=tuple(pcp[cpu] for cpu in sorted(pcp)),
     )

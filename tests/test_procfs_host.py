@@ -167,6 +167,10 @@ class OneNode:
         def events():
             return {"pgfree": 0}
 
+        @staticmethod
+        def frame_stat(nid):
+            return {"anon": 0, "table": 0}
+
 
 @pytest.mark.parametrize(
     ("members", "text"),

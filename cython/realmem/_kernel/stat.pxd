@@ -16,3 +16,14 @@ cdef void sum_vm_events(machine* m, uint64_t* events_ret) noexcept nogil
 
 # What each thread's lists of a zone hold: up to `most` entries; returns how many there are.
 cdef int list_pcp_stats(machine* m, int index, pcp_stat* stats_ret, int most) noexcept nogil
+
+cdef struct frame_stat:
+    uint64_t anon               # pages of anonymous memory
+    uint64_t table              # page-table pages
+
+# Count a node's allocated frames by what they are used for.
+# Nothing counts them as they change, so that a fault need not pay for it; free blocks are
+# stepped over whole.
+# Differs: Linux keeps NR_ANON_MAPPED and NR_PAGETABLE by node.
+# Context: takes no lock; frames that change hands meanwhile may be missed or counted twice.
+cdef void count_frames(const machine* m, int nid, frame_stat* ret) noexcept nogil

@@ -4,7 +4,10 @@
 from libc.stdint cimport uint64_t
 
 from realmem.compiler cimport spin_lock, spin_unlock
-from realmem.types cimport NR_VM_EVENT_ITEMS, NR_VM_NUMA_EVENT_ITEMS, cpu_area, machine
+from realmem.types cimport (
+    MAX_PAGE_ORDER, NR_VM_EVENT_ITEMS, NR_VM_NUMA_EVENT_ITEMS, PAGE_ALLOCATED, PAGE_BUDDY, PG_anon,
+    PG_table, cpu_area, machine, node, page, page_kind, pfn_to_page,
+)
 
 
 cdef void sum_zone_events(machine* m, int index, uint64_t* counts_ret) noexcept nogil:
@@ -51,3 +54,26 @@ cdef int list_pcp_stats(machine* m, int index, pcp_stat* stats_ret, int most) no
         area = area.next
     spin_unlock(&m.areas_lock)
     return n
+
+
+cdef void count_frames(const machine* m, int nid, frame_stat* ret) noexcept nogil:
+    cdef const node* n = m.nodes + nid
+    cdef uint64_t pfn = n.start_pfn
+    cdef uint64_t end = n.start_pfn + n.spanned_pages
+    cdef uint64_t pages
+    cdef const page* p
+    cdef page_kind kind
+    ret.anon = ret.table = 0
+    while pfn < end:
+        p = pfn_to_page(m, pfn)
+        kind.word = p.kind.word
+        pages = 1
+        # Read without the zone's lock: the order may be of the block's next life.
+        if kind.h.state in (PAGE_BUDDY, PAGE_ALLOCATED) and kind.h.order <= MAX_PAGE_ORDER:
+            pages = <uint64_t>1 << kind.h.order
+        if kind.h.state == PAGE_ALLOCATED:
+            if p.flags & (1 << PG_anon):
+                ret.anon += pages
+            elif p.flags & (1 << PG_table):
+                ret.table += pages
+        pfn += pages

@@ -23,7 +23,7 @@ quick: build ## run the tests that take seconds
 soak: build ## run the long tests, ten times as long (SOAK=10)
 	$(PY) -m pytest -m slow --soak $(or $(SOAK),10) $(ARGS)
 
-test-numa: build $(VENV)/.realmem-numa ## test on real nodes: guests of two and four NUMA nodes
+test-numa: build ## test on real nodes: guests of two and four NUMA nodes
 	$(PY) tools/test_numa.py $(ARGS)
 
 bench: build ## measure everything, beside what else does the job (REALMEM_PEERS=DIR)
@@ -32,7 +32,7 @@ bench: build ## measure everything, beside what else does the job (REALMEM_PEERS
 lint: build $(VENV)/.realmem-lint ## ruff, mypy --strict, cython-lint
 	$(PY) -m ruff check .
 	$(PY) -m mypy
-	$(VENV)/bin/cython-lint cython
+	PATH="$$(cd $(VENV) && pwd)/bin:$$PATH" cython-lint cython
 	$(PY) tools/check_kernel_side.py
 	if $(PY) -c 'import codespell_lib' 2>/dev/null; then $(PY) -m codespell_lib; fi
 

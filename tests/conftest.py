@@ -88,8 +88,8 @@ def refusing() -> Run:
     """
     Run a command as a container would, its NUMA system calls refused with EPERM.
 
-    `refusing([sys.executable, "-c", code], deny="mbind,move_pages", errno="ENOSYS")`; tests/refuse.py
-    lists the names it knows.
+    `refusing([sys.executable, "-c", code], deny="mbind,move_pages", errno="ENOSYS")`;
+    tests/refuse.py lists the names it knows.
     """
     def refused(argv: list[str], *, deny: str | None = None, errno: str = "EPERM",
                 **options: object) -> subprocess.CompletedProcess[str]:

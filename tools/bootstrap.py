@@ -20,6 +20,7 @@ if sys.version_info < (3, 10):         # noqa: UP036  (this file is what tells)
 import argparse
 import json
 import os
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -50,6 +51,8 @@ def call(argv: list[str], path_first: Path | None = None) -> None:
     env = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"}
     if path_first:
         env["PATH"] = f"{path_first}{os.pathsep}{env.get('PATH', os.defpath)}"
+        # meson would remember the bare name, and rebuilding on import knows no PATH of ours
+        env["CYTHON"] = shlex.quote(str(path_first / "cython"))
     done = subprocess.run(argv, env=env, cwd=ROOT, stdin=subprocess.DEVNULL)
     if done.returncode:
         sys.exit(f"realmem: failed with status {done.returncode}: {' '.join(argv)}")

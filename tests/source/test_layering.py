@@ -8,8 +8,8 @@ Imports go up only.
     4  procfs, trace, ledger, check, bench, replay
     5  report, cli, pytest_plugin
 
-Inside a function a module of layer 3 may reach up to 4 (`machine.check()` loads the checker when it
-is called); nothing else may, and no ring of imports may form on any level.
+Inside a function a module of layer 3 may reach up to 4 (`machine.check()` loads the checker when
+it is called); nothing else may, and no ring of imports may form on any level.
 """
 
 import ast

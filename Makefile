@@ -29,10 +29,13 @@ test-numa: build ## test on real nodes: guests of two and four NUMA nodes
 bench: build ## measure everything, beside what else does the job (REALMEM_PEERS=DIR)
 	$(VENV)/bin/realmem bench all --peers $(ARGS)
 
-lint: build $(VENV)/.realmem-lint ## ruff, mypy --strict, cython-lint
+lint: build $(VENV)/.realmem-lint ## ruff, mypy --strict, stubtest, cython-lint, the kernel side's C
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 	PATH="$$(cd $(VENV) && pwd)/bin:$$PATH" cython-lint cython
+	$(PY) -m mypy.stubtest --ignore-missing-stub --ignore-positional-only \
+	    --ignore-disjoint-bases --ignore-unused-allowlist --allowlist tools/stubtest.txt \
+	    $$(find realmem -name '*.pyi' | sed 's|/|.|g; s|\.pyi$$||')
 	$(PY) tools/check_kernel_side.py
 	if $(PY) -c 'import codespell_lib' 2>/dev/null; then $(PY) -m codespell_lib; fi
 

@@ -144,6 +144,8 @@ def boot(topology: Topology, command: str, share: Path, boot_s: float = 300,
             end(process)
         for thread in pumps:
             thread.join(10)
+        process.stdout.close()
+        process.stderr.close()
         if status.exists() and status.read_text().strip():
             return int(status.read_text())
         for line in console[-60:]:

@@ -6,6 +6,7 @@ Schemas are made from the dataclasses that the output is made from, so they cann
 
 from __future__ import annotations
 
+import collections.abc
 import dataclasses
 import types
 import typing
@@ -38,8 +39,10 @@ def _schema(hint: Any) -> dict[str, Any]:
         return {"anyOf": [_schema(each) for each in arguments]}
     if origin in (list, tuple):
         return {"type": "array", "items": _schema(arguments[0])}
-    if origin is dict:
+    if origin in (dict, collections.abc.Mapping):
         return {"type": "object", "additionalProperties": _schema(arguments[1])}
+    if hint is Any:
+        return {}
     return {"type": _SIMPLE[hint]}
 
 
@@ -58,5 +61,10 @@ def __getattr__(name: str) -> Any:
         from realmem.host.survey import Host
 
         globals()[name] = json_schema(Host)
+        return globals()[name]
+    if name == "BENCH":
+        from realmem.bench.results import Run
+
+        globals()[name] = json_schema(Run)
         return globals()[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

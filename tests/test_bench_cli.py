@@ -10,7 +10,7 @@ from rich.console import Console
 from realmem.bench import registry
 from realmem.bench.registry import Bench
 from realmem.bench.results import PeerResult, Result, Run
-from realmem.cli import bench_view, bench_words
+from realmem.cli import bench_view, bench_words, main
 from realmem.cli.bench import bench
 
 
@@ -80,7 +80,7 @@ def test_peers(toy):
     assert done.exit_code == 0
     assert "not present" in done.output
     assert "0.750" in done.output           # the median of 1/2 and 2/2
-    assert "other" not in call("toy").output
+    assert "not present" not in call("toy").output
 
 
 @pytest.mark.parametrize(
@@ -101,6 +101,21 @@ def test_bad_usage_exits_2(toy, words, said):
     assert done.exit_code == 2
     assert said in done.stderr
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize("words", [["latenzy"], ["--pages", "3K"], ["--threads", "0"],
+                                   ["--compare", "/nowhere.json"], ["--frob"]])
+def test_usage_errors_are_one_line(words):
+    done = CliRunner().invoke(main, ["bench", *words])
+    assert done.exit_code == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stdout == ""
+
+
+def test_no_bar_where_there_is_no_terminal(toy):
+    done = call("toy")
+    assert done.stderr == ""
+    assert "\x1b" not in done.stdout
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"schema": "x"}', "\x00\x01", "[1"])

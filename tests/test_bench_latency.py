@@ -50,3 +50,14 @@ def test_smaller_memory_means_a_shorter_sweep(monkeypatch):
     results = list(latency.run(Options(quick=True, pages=("4K",))))
     assert asked[:3] == [1 << 22, 1 << 21, 1 << 20]
     assert {result.params["size_bytes"] for result in results} == {1 << 18, 1 << 20}
+
+
+@pytest.mark.numa(nodes=2)
+def test_every_pair_of_nodes_is_measured_on_its_own_memory(monkeypatch):
+    monkeypatch.setattr(latency, "sizes", lambda llc, quick: [16 << 10, 64 << 10, 1 << 20])
+    where = places()
+    results = list(latency.run(Options(quick=True, pages=("4K",))))
+    pairs = {(result.cpu_node, result.memory_node) for result in results}
+    assert pairs == {(cpu, memory) for cpu in where.cpus for memory in where.memory}
+    assert not any(result.stamps for result in results)     # move_pages said where it lies
+    assert not any("another node" in result.note for result in results)

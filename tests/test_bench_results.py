@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from realmem import schema
 from realmem.bench import facts
 from realmem.bench.results import SCHEMA, STAMPS, PeerResult, Result, Run
 
@@ -63,6 +64,42 @@ def test_save_and_load(tmp_path):
     run = Run(facts.host_facts(), results=(Result("b", "m", "ns", (1.0, 2.5)),), seconds=1.5)
     run.save(tmp_path / "run.json")
     assert Run.load(tmp_path / "run.json") == run
+
+
+@given(runs)
+def test_runs_follow_the_published_schema(run):
+    follows(json.loads(json.dumps(run.to_json())), schema.BENCH)
+
+
+def follows(value, rule):
+    """Check a value against a JSON Schema, as far as realmem.schema uses that language."""
+    if "anyOf" in rule:
+        assert any(accepts(value, each) for each in rule["anyOf"]), (value, rule)
+    elif rule.get("type") == "array":
+        assert isinstance(value, list)
+        for item in value:
+            follows(item, rule["items"])
+    elif rule.get("type") == "object":
+        assert set(rule.get("required", ())) <= set(value)
+        for name, item in value.items():
+            default = rule.get("additionalProperties", {})
+            follows(item, rule.get("properties", {}).get(name, default))
+    elif rule:
+        assert accepts(value, rule), (value, rule)
+
+
+def accepts(value, rule):
+    kinds = {"string": str, "integer": int, "number": (int, float), "boolean": bool,
+             "null": type(None)}
+    number = rule["type"] in ("integer", "number")
+    return isinstance(value, kinds[rule["type"]]) and not (number and isinstance(value, bool))
+
+
+def test_a_run_that_breaks_the_schema_is_noticed():
+    with pytest.raises(AssertionError):
+        follows(changed(samples=["1"]), schema.BENCH)
+    with pytest.raises(AssertionError):
+        follows(changed(unit=...), schema.BENCH)
 
 
 def test_host_facts_are_all_there():

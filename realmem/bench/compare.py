@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from realmem.bench import stats
+from realmem.bench.facts import is_busy
 from realmem.bench.results import Result, Run
 
 
@@ -87,10 +88,9 @@ def _warnings(old: Run, new: Run) -> tuple[str, ...]:
         if a != b:
             said.append(f"{fact} differs: {a} then, {b} now")
     for run, when in ((old, "then"), (new, "now")):
-        load = run.host.get("load_average") or [0]
-        cpus = run.host.get("cpus_allowed") or [0]
-        if isinstance(load, list) and isinstance(cpus, list) and load[0] > 0.5 * len(cpus):
-            said.append(f"the host was busy {when}: load average {load[0]:.1f}")
+        if is_busy(run.host):
+            load = run.host["load_average"][0]
+            said.append(f"the host was busy {when}: load average {load:.1f}")
     stamps_old = {stamp for result in old.results for stamp in result.stamps}
     stamps_new = {stamp for result in new.results for stamp in result.stamps}
     if stamps_old != stamps_new:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
-from realmem.host.limits import mems_allowed
-from realmem.host.sysfs import parse_list, read_text
+from realmem.host import hardware, topology
 
-_NODES = Path("/sys/devices/system/node")
-_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+_USUAL_LLC_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -37,20 +34,10 @@ def places() -> Places:
     """Look at the host."""
     runnable = os.sched_getaffinity(0)
     cpus = {
-        int(path.name[4:]): tuple(
-            cpu for cpu in parse_list(read_text(path / "cpulist")) if cpu in runnable
-        )
-        for path in _NODES.glob("node[0-9]*")
+        node.id: tuple(cpu for cpu in node.cpus if cpu in runnable) for node in topology.nodes()
     }
-    cpus = {node: cpus[node] for node in sorted(cpus) if cpus[node]}
-    if not cpus:                            # a kernel without NUMA support
-        cpus = {0: tuple(sorted(runnable))}
-    allowed = mems_allowed()
-    having = parse_list(read_text(_NODES / "has_memory")) or allowed or (0,)
-    memory = tuple(node for node in having if not allowed or node in allowed)
-    return Places(cpus, memory, _llc_bytes())
-
-
-def _llc_bytes() -> int:
-    sizes = [read_text(path) or "" for path in _CACHES.glob("index*/size")]
-    return max((int(size[:-1]) << 10 for size in sizes if size[:-1].isdigit()), default=32 << 20)
+    return Places(
+        {node: mine for node, mine in cpus.items() if mine},
+        tuple(node.id for node in topology.usable_nodes()),
+        max((cache.size_bytes for cache in hardware.caches()), default=_USUAL_LLC_BYTES),
+    )

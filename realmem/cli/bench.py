@@ -65,8 +65,10 @@ def _writable(ctx: Any, param: Any, path: Path | None) -> Path | None:
 @click.option("--quick", is_flag=True, help="Fewer sizes and samples: well under a minute.")
 @click.option("--pages", callback=_page_kinds, metavar="4K,2M,1G",
               help="Page sizes to measure on; default: 4K, and 2M where the host gives them.")
-@click.option("--threads", type=click.IntRange(min=1), help="At most so many threads.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of every random choice.")
+@click.option("--threads", type=click.IntRange(min=1), metavar="N",
+              help="At most so many threads.")
+@click.option("--seed", type=int, default=0, metavar="N", show_default=True,
+              help="Of every random choice.")
 @click.option("--json", "json_file", help="Keep every sample and fact in FILE.", metavar="FILE",
               type=click.Path(dir_okay=False, writable=True, path_type=Path),
               callback=_writable)

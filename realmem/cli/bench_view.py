@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from realmem.bench.facts import is_busy
 from realmem.bench.stats import median
 from realmem.cli.bench_words import (
     bars,
@@ -32,7 +33,7 @@ _WIDE = 70          # narrower consoles get no bars
 
 
 def show_host(console: Console, run: Run) -> None:
-    """Print the facts that the figures below rest on, in two lines."""
+    """Print the facts that the figures below rest on."""
     host = run.host
     nodes = host.get("nodes") or []
     load = host.get("load_average") or [0.0]
@@ -44,6 +45,9 @@ def show_host(console: Console, run: Run) -> None:
         f"clock {host.get('clock_source')}, load {load[0]:.2f}",
         highlight=False,
     )
+    if is_busy(host):
+        console.print("warning: other programs use this host; trust the best figures, not the "
+                      "medians", style="yellow", highlight=False)
 
 
 def show_bench(console: Console, title: str, results: Sequence[Result]) -> None:

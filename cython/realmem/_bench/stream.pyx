@@ -3,8 +3,7 @@
 Streaming kernels: how fast bytes come and go when nothing waits for anything.
 
 A :class:`Gang` is a number of threads that run the same kernel on their own slices of three
-arrays, starting and ending together: a pass takes from the moment all are ready to the moment
-the last has finished.
+arrays, each pass starting together.
 """
 from libc.stdint cimport uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
@@ -141,7 +140,8 @@ cdef class Gang:
     cdef int passes
     cdef int nr_kernels
     cdef int* kernels
-    cdef double* seconds            # passes x nr_kernels, written by rank 0
+    cdef double* begins             # threads x passes x nr_kernels: each thread writes its own
+    cdef double* ends
     cdef uint64_t total             # keeps what the reading kernel found
 
     def __cinit__(self, int threads, kernels, int passes):
@@ -151,8 +151,10 @@ cdef class Gang:
         self.passes = passes
         self.nr_kernels = <int>len(kernels)
         self.kernels = <int*>calloc(self.nr_kernels, sizeof(int))
-        self.seconds = <double*>calloc(<size_t>passes * self.nr_kernels, sizeof(double))
-        if self.kernels == NULL or self.seconds == NULL:
+        cdef size_t count = <size_t>threads * passes * self.nr_kernels
+        self.begins = <double*>calloc(count, sizeof(double))
+        self.ends = <double*>calloc(count, sizeof(double))
+        if self.kernels == NULL or self.begins == NULL or self.ends == NULL:
             raise MemoryError
         for i, kernel in enumerate(kernels):
             if not READ <= kernel <= TRIAD:
@@ -161,7 +163,8 @@ cdef class Gang:
 
     def __dealloc__(self):
         free(self.kernels)
-        free(self.seconds)
+        free(self.begins)
+        free(self.ends)
 
     cdef bint meet(self) noexcept nogil:
         # A barrier that spins, since a sleeper's wake-up takes longer than a small pass; it
@@ -186,28 +189,25 @@ cdef class Gang:
         """
         Run every pass on this thread's slice.
 
-        :param rank: 0 .. threads - 1; rank 0 keeps the times.
+        :param rank: 0 .. threads - 1.
         :param a: address of its slice of the first array; b, c: of the others.
         :param elements: doubles in the slice.
+        :raises ValueError: no such rank.
         """
-        cdef int i, k
-        cdef double begin = 0
+        cdef size_t step, steps = <size_t>self.passes * self.nr_kernels
         cdef uint64_t found = 0
+        cdef double* begins = self.begins + rank * steps
+        cdef double* ends = self.ends + rank * steps
+        if not 0 <= rank < self.threads:
+            raise ValueError(f"no rank {rank} in a gang of {self.threads}")
         with nogil:
-            for i in range(self.passes):
-                for k in range(self.nr_kernels):
-                    if not self.meet():
-                        break
-                    if rank == 0:
-                        begin = now()
-                    found += functions[self.kernels[k]](
-                        <double*>a, <double*>b, <double*>c, elements)
-                    if not self.meet():
-                        break
-                    if rank == 0:
-                        self.seconds[i * self.nr_kernels + k] = now() - begin
-                if load_int(&self.cancelled, ACQUIRE):
+            for step in range(steps):
+                if not self.meet():
                     break
+                begins[step] = now()
+                found += functions[self.kernels[step % self.nr_kernels]](
+                    <double*>a, <double*>b, <double*>c, elements)
+                ends[step] = now()
         if rank == 0:
             self.total = found
 
@@ -216,8 +216,20 @@ cdef class Gang:
         store_int(&self.cancelled, 1, RELEASE)
 
     def times(self) -> list[list[float]]:
-        """Give the seconds of each pass: one list a kernel, in the order of the kernels."""
-        return [
-            [self.seconds[i * self.nr_kernels + k] for i in range(self.passes)]
-            for k in range(self.nr_kernels)
-        ]
+        """
+        Give the seconds of each pass: one list a kernel, in the order of the kernels.
+
+        A pass lasts from the first thread's start to the last one's end: a thread that was
+        preempted at its start has made the others wait, not the pass shorter.
+        """
+        cdef size_t at, steps = <size_t>self.passes * self.nr_kernels
+        cdef double begin, end
+        times = [[] for _ in range(self.nr_kernels)]
+        for step in range(steps):
+            begin, end = self.begins[step], self.ends[step]
+            for rank in range(1, self.threads):
+                at = rank * steps + step
+                begin = min(begin, self.begins[at])
+                end = max(end, self.ends[at])
+            times[step % self.nr_kernels].append(end - begin)
+        return times

@@ -17,17 +17,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from realmem import preflight
+from realmem import placement, preflight
 from realmem._core import pool as core
 from realmem.errors import HostError
 from realmem.host.sysfs import parse_list, read_text
 from realmem.layout import PAGE_SIZE, STRUCT_PAGE_SIZE, format_size
+from realmem.placement import Placement
 
 CHUNK = 16 << 20  # what the child takes and the parent maps at a time
 # A frame's struct page must not share a 4 KiB page of vmemmap with another node's.
 NODE_ALIGN = PAGE_SIZE // STRUCT_PAGE_SIZE * PAGE_SIZE
-# Refusals of mbind and move_pages that come from containers, not from bad arguments.
-REFUSED = (errno.EPERM, errno.EACCES, errno.ENOSYS)
 
 Progress = Callable[[int, int, int], None]
 
@@ -51,25 +50,6 @@ class PoolNode:
     memmap_bytes: int
 
 
-@dataclass(frozen=True)
-class Placement:
-    """
-    Where a node's memory lies.
-
-    :ivar host_node: that was asked for.
-    :ivar bound: mbind accepted it.
-    :ivar verified: the kernel said for each page where it lies.
-    :ivar misplaced_pages: 4 KiB pages found elsewhere; 0 if not verified.
-    :ivar reason: what kept it from being bound or verified, such as ``"mbind: EPERM"``.
-    """
-
-    host_node: int | None
-    bound: bool
-    verified: bool
-    misplaced_pages: int
-    reason: str | None
-
-
 class Pool:
     """
     Real memory for simulated nodes, populated and checked.
@@ -81,6 +61,8 @@ class Pool:
     :ivar vmemmap: host address of the ``struct page`` of frame 0.
     :ivar fds: one memfd a node, -1 for a node without memory.
     :ivar placement: one Placement a node.
+    :ivar huge_bytes: how much of each node huge pages hold.  With ``"thp"`` it may be less than
+        all: the kernel takes 4 KiB pages where it finds no huge one, and at unaligned ends.
     """
 
     def __init__(
@@ -118,6 +100,7 @@ class Pool:
         self._maps: list[tuple[int, int]] = []
         self._owner = os.getpid()
         self.placement: list[Placement] = []
+        self.huge_bytes = [0] * len(self.nodes)
         try:
             self._take(mlock, progress)
         except BaseException:
@@ -171,6 +154,8 @@ class Pool:
         if mlock:
             self._lock()
         self.placement = [self._verify(i, why) for i, why in enumerate(refusals)]
+        if self.backing != "4K":
+            self.huge_bytes = [self._huge_bytes(node) for node in self.nodes]
 
     def _reserve(self, size: int, align: int) -> int:
         try:
@@ -235,7 +220,7 @@ class Pool:
         if host_node is None:
             return "no host node asked for"
         why = core.bind(where, size, host_node)
-        if why in REFUSED:
+        if why in placement.REFUSED:
             return f"mbind: {errno.errorcode[why]}"
         if why:
             raise HostError(
@@ -261,9 +246,12 @@ class Pool:
                 max(CHUNK, self.page_bytes),
             )
         except OSError as error:
+            hint = {
+                errno.EAGAIN: "; raise ulimit -u or the cgroup's pids.max",
+                errno.ENOMEM: "; this process is too large to fork under vm.overcommit_memory 2",
+            }.get(error.errno or 0, "")
             raise HostError(
-                error.errno,
-                f"cannot start the populating process: {error.strerror}; raise ulimit -u",
+                error.errno, f"cannot start the populating process: {error.strerror}{hint}"
             ) from None
         try:
             for region, kind, value in _messages(filler):
@@ -327,20 +315,15 @@ class Pool:
 
     def _verify(self, i: int, refusal: str | None) -> Placement:
         node = self.nodes[i]
-        if not node.bytes or node.host_node is None:
-            return Placement(node.host_node, False, not node.bytes, 0, refusal)
+        if not node.bytes:
+            return Placement(node.host_node, False, True, 0, None)
         where = self.direct_map + node.start_phys
-        wrong, why = core.misplaced(where, node.bytes, self.page_bytes, node.host_node)
-        wrong *= self.page_bytes // PAGE_SIZE
-        if not why:
-            return Placement(node.host_node, refusal is None, True, wrong, refusal)
-        reason = f"move_pages: {errno.errorcode.get(why, why)}"
-        refusal = f"{refusal}, {reason}" if refusal else reason
-        counted = _numa_maps_pages(where, node.bytes)
-        if sum(counted.values()) != node.bytes // PAGE_SIZE:
-            return Placement(node.host_node, "mbind" not in refusal, False, 0, refusal)
-        wrong = sum(n for host_node, n in counted.items() if host_node != node.host_node)
-        return Placement(node.host_node, "mbind" not in refusal, True, wrong, refusal)
+        return placement.locate(where, node.bytes, self.page_bytes, node.host_node, refusal)
+
+    def _huge_bytes(self, node: PoolNode) -> int:
+        if self.hugetlb or not node.bytes:
+            return node.bytes
+        return placement.pmd_mapped(self.direct_map + node.start_phys, node.bytes)
 
 
 def _validate(nodes: Sequence[PoolNode], page_bytes: int) -> None:
@@ -382,18 +365,3 @@ def _cpu_mask(host_node: int | None) -> bytes:
     path = Path(f"/sys/devices/system/node/node{host_node}/cpulist")
     cpus = allowed.intersection(parse_list(read_text(path))) or allowed
     return sum(1 << cpu for cpu in cpus).to_bytes(512, sys.byteorder)
-
-
-def _numa_maps_pages(where: int, size: int) -> dict[int, int]:
-    """Count 4 KiB pages by host node as /proc/self/numa_maps does for a range."""
-    counted: dict[int, int] = {}
-    for line in (read_text(Path("/proc/self/numa_maps")) or "").splitlines():
-        words = line.split()
-        if not where <= int(words[0], 16) < where + size:
-            continue
-        fields = dict(word.split("=", 1) for word in words if "=" in word)
-        unit = int(fields.get("kernelpagesize_kB", "4")) // 4
-        for name, value in fields.items():
-            if name[0] == "N" and name[1:].isdigit():
-                counted[int(name[1:])] = counted.get(int(name[1:]), 0) + int(value) * unit
-    return counted

@@ -88,7 +88,7 @@ def _use(console: Console, host: Host) -> None:
     if host.emulated:
         console.print("One node here: the others of a larger machine share it, stamped emulated.")
     if host.unverified:
-        console.print("Memory cannot be located here: every result is stamped unverified.")
+        console.print("Memory cannot be bound or located here: results are stamped unverified.")
 
 
 def _facts(console: Console, host: Host) -> None:

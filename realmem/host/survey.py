@@ -76,7 +76,7 @@ class Host:
     :ivar cgroup_limits: the tightest first.
     :ivar simulated_nodes: what ``realmem.Machine()`` would be made of.
     :ivar emulated: fewer than two host nodes can be used: several nodes would share one.
-    :ivar unverified: the host neither binds nor tells where memory lies.
+    :ivar unverified: the host does not bind memory, or does not tell where it lies.
     """
 
     kernel: str
@@ -166,7 +166,7 @@ def survey(root: str = "/") -> Host:
             for i, node in enumerate(usable)
         ],
         emulated=len(usable) < 2,
-        unverified=not permitted & {"move_pages", "numa_maps"},
+        unverified="mbind" not in permitted or not permitted & {"move_pages", "numa_maps"},
     )
 
 

@@ -2,8 +2,9 @@
 Host nodes, their CPUs, memory and distances, from sysfs.
 
 Cheap enough for every machine that is made: what hardly ever changes (CPUs, distances) is read
-once; memory and what the cpuset allows are read each time.  Node numbers may have gaps, a node may have CPUs
-but no memory, or memory but no CPUs; a kernel without NUMA support shows as one node 0.
+once; memory and what the cpuset allows are read each time.  Node numbers may have gaps, a node
+may have CPUs but no memory, or memory but no CPUs; a kernel without NUMA support shows as one
+node 0.
 """
 
 from __future__ import annotations

@@ -1,0 +1,85 @@
+# What the allocation loops call: one allocator under test, and the work asked of it.
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+
+from realmem.types cimport machine
+
+# LLFree's C interface (luhsra/llfree-c, include/llfree.h), declared here because its
+# shared library is loaded when it is there and never needed to build.
+cdef struct ll_optional:
+    uint8_t present
+    uint64_t value
+cdef struct ll_request:
+    uint8_t order
+    uint8_t klass
+    ll_optional local
+cdef struct ll_result:
+    uint64_t frame
+    uint8_t klass
+    uint8_t error
+cdef struct ll_policy:
+    int type
+    uint8_t priority
+cdef struct ll_class_conf:
+    uint8_t klass
+    uint64_t count
+cdef struct ll_classing:
+    ll_class_conf classes[8]
+    uint64_t num_classes
+    uint8_t default_class
+    ll_policy (*policy)(uint8_t requested, uint8_t target, uint64_t free) noexcept nogil
+cdef struct ll_meta_size:
+    uint64_t llfree
+    uint64_t local
+    uint64_t trees
+    uint64_t lower
+cdef struct ll_meta:
+    void* local
+    void* trees
+    void* lower
+
+ctypedef ll_result (*ll_get_fn)(void*, ll_optional, ll_request) noexcept nogil
+ctypedef ll_result (*ll_put_fn)(void*, uint64_t, ll_request) noexcept nogil
+ctypedef ll_meta_size (*ll_meta_size_fn)(const ll_classing*, uint64_t) noexcept nogil
+ctypedef ll_result (*ll_init_fn)(void*, uint64_t, uint8_t, ll_meta,
+                                const ll_classing*) noexcept nogil
+ctypedef uint64_t (*ll_frames_fn)(const void*) noexcept nogil
+ctypedef void (*ll_drain_fn)(void*) noexcept nogil
+
+cdef enum:
+    REALMEM = 0
+    LLFREE = 1
+
+# An allocator: everything a loop needs, without Python.
+cdef struct target:
+    int32_t kind                # REALMEM or LLFREE
+    int32_t nid                 # realmem: the node asked
+    uint32_t gfp
+    void* self                  # machine* or llfree_t*
+    ll_get_fn get
+    ll_put_fn put
+
+cdef enum:
+    PAIR = 0                    # allocate one block and free it
+    LIFO = 1                    # allocate `held` blocks, free them last first
+    RANDOM = 2                  # ... in a fixed random order
+    BULK = 3                    # alloc_pages_bulk() and free_pages_bulk() of `held` pages
+    TOUCH = 4                   # as LIFO, and one cold store to each page between
+
+cdef class Allocator:
+    cdef target t
+    cdef readonly str name
+    cdef int ready(self) except -1  # raises when it can't be used any more
+    cdef void drain(self) noexcept nogil
+
+# One row of a session.
+cdef struct job:
+    target* t
+    int32_t pattern
+    uint32_t order
+    int32_t threads
+    uint32_t held               # blocks alive at once, a thread
+    uint32_t turns              # repetitions in a round
+    int32_t failed
+    uint32_t* shuffle           # permutation of held, RANDOM only
+    double* get_ns              # a sample a round: allocating one block
+    double* put_ns              # freeing one; NaN for PAIR, whose get_ns holds both

@@ -1,0 +1,614 @@
+# cython: cdivision=True, boundscheck=False, wraparound=False, initializedcheck=False
+"""
+Loops that time page allocators from C: realmem's own and, beside it, LLFree's C port.
+
+Each allocator is called through one function pointer with its own signature, so neither pays
+for an adapter that the other is spared.  Threads are Python's, pinned by their caller; the
+measuring itself runs without the GIL.
+"""
+from libc.math cimport NAN
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memset
+from posix.dlfcn cimport RTLD_LOCAL, RTLD_NOW, dlclose, dlerror, dlopen, dlsym
+from posix.stdlib cimport posix_memalign
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+
+from realmem._core.pages cimport PageAllocator
+from realmem._kernel.page_alloc cimport (
+    alloc_pages_bulk,
+    alloc_pages_node,
+    drain_all_pages,
+    free_pages,
+    free_pages_bulk,
+    gfp_is_valid,
+)
+from realmem.compiler cimport SEQ_CST, atomic_add_return, load32, store64
+from realmem.types cimport MAX_PAGE_ORDER, PAGE_SIZE, machine, page, page_address
+
+cdef extern from *:
+    """
+    #include <sched.h>
+    #if defined(__x86_64__)
+    #define rm_pause() __builtin_ia32_pause()
+    #define rm_flush_line(p) __builtin_ia32_clflush(p)
+    #define rm_flush_done() __builtin_ia32_mfence()
+    #else
+    #define rm_pause() __asm__ __volatile__("" ::: "memory")
+    #define rm_flush_line(p) (void)(p)      /* no cheap flush: touches may be warm */
+    #define rm_flush_done() (void)0
+    #endif
+    """
+    void pause "rm_pause"() noexcept nogil
+    void flush_line "rm_flush_line"(const void* p) noexcept nogil
+    void flush_done "rm_flush_done"() noexcept nogil
+    int sched_yield() noexcept nogil
+
+
+PATTERNS = {"pair": PAIR, "lifo": LIFO, "random": RANDOM, "bulk": BULK, "touch": TOUCH}
+
+
+cdef class Allocator:
+    """An allocator under test."""
+
+    cdef int ready(self) except -1:
+        return 0
+
+    cdef void drain(self) noexcept nogil:
+        pass
+
+
+cdef class RealmemAllocator(Allocator):
+    """
+    A machine's page allocator.
+
+    :param pages: the machine's compiled allocator.
+    :param nid: the node that every allocation asks for.
+    :param gfp: the flags of every allocation.
+    """
+
+    cdef PageAllocator pages
+
+    def __cinit__(self, PageAllocator pages not None, int nid, uint32_t gfp):
+        pages.alive()
+        if nid < 0 or nid >= pages.m.nr_nodes:
+            raise ValueError(f"no node {nid}")
+        if not gfp_is_valid(gfp):
+            raise ValueError(f"bad gfp {gfp:#x}")
+        self.name = "realmem"
+        self.pages = pages
+        self.t.kind = REALMEM
+        self.t.nid = nid
+        self.t.gfp = gfp
+        self.t.self = pages.m
+
+    cdef int ready(self) except -1:
+        self.pages.alive()
+        return 0
+
+    cdef void drain(self) noexcept nogil:
+        drain_all_pages(<machine*>self.t.self)
+
+
+# LLFree's way of sharing 16 MiB trees between two classes of requests (0: below the huge
+# order, 1: above), as its header's simple example has it.
+cdef ll_policy ll_two_classes(uint8_t requested, uint8_t target_class,
+                              uint64_t free_frames) noexcept nogil:
+    cdef ll_policy answer
+    answer.priority = 0
+    if requested > target_class:
+        answer.type = 1         # steal
+    elif requested < target_class:
+        answer.type = 2         # demote
+    else:
+        answer.type = 0         # match; half empty trees come last
+        if free_frames >= LL_TREE_FRAMES / 2:
+            answer.priority = 1
+        elif free_frames >= LL_TREE_FRAMES / 64:
+            answer.priority = 255
+    return answer
+
+cdef enum:
+    LL_TREE_FRAMES = 4096
+    LL_HUGE_ORDER = 9
+    LL_INIT_FREE = 0
+
+
+cdef class LLFreeAllocator(Allocator):
+    """
+    LLFree's C port over frames that are only numbers.
+
+    :param path: the shared library.
+    :param frames: how many frames it manages.
+    :param cores: how many threads will use it, each with a reservation of its own.
+    :raises OSError: the library can't be loaded.
+    :raises ValueError: it is not a version whose interface is known.
+    """
+
+    cdef void* library
+    cdef void* blocks[4]
+    cdef ll_classing classing
+    cdef ll_drain_fn drain_fn
+
+    def __cinit__(self, path, uint64_t frames, int cores):
+        cdef ll_meta meta
+        cdef ll_meta_size sizes
+        cdef ll_result done
+        cdef int i
+        self.name = "llfree"
+        self.library = dlopen(str(path).encode(), RTLD_NOW | RTLD_LOCAL)
+        if self.library == NULL:
+            raise OSError(dlerror().decode())
+        # llfree_change_tree came with the interface that is declared in alloc.pxd.
+        self.symbol(b"llfree_change_tree")
+        self.t.get = <ll_get_fn>self.symbol(b"llfree_get")
+        self.t.put = <ll_put_fn>self.symbol(b"llfree_put")
+        self.drain_fn = <ll_drain_fn>self.symbol(b"llfree_drain")
+
+        memset(&self.classing, 0, sizeof(self.classing))
+        for i in range(2):
+            self.classing.classes[i].klass = i
+            self.classing.classes[i].count = cores
+        self.classing.num_classes = 2
+        self.classing.default_class = 1
+        self.classing.policy = ll_two_classes
+
+        sizes = (<ll_meta_size_fn>self.symbol(b"llfree_metadata_size"))(&self.classing, frames)
+        self.blocks[0] = touched_block(sizes.llfree)
+        self.blocks[1] = meta.local = touched_block(sizes.local)
+        self.blocks[2] = meta.trees = touched_block(sizes.trees)
+        self.blocks[3] = meta.lower = touched_block(sizes.lower)
+        for i in range(4):
+            if self.blocks[i] == NULL:
+                raise MemoryError
+        done = (<ll_init_fn>self.symbol(b"llfree_init"))(
+            self.blocks[0], frames, LL_INIT_FREE, meta, &self.classing)
+        if done.error or (<ll_frames_fn>self.symbol(b"llfree_frames"))(self.blocks[0]) != frames:
+            raise ValueError(f"{path}: llfree_init failed; not the interface that is known here?")
+        self.t.kind = LLFREE
+        self.t.self = self.blocks[0]
+
+    cdef void* symbol(self, const char* name) except NULL:
+        cdef void* found = dlsym(self.library, name)
+        if found == NULL:
+            raise ValueError(f"no {name.decode()} in it: another version of LLFree's interface")
+        return found
+
+    cdef void drain(self) noexcept nogil:
+        self.drain_fn(self.t.self)
+
+    def __dealloc__(self):
+        cdef int i
+        for i in range(4):
+            free(self.blocks[i])
+        if self.library != NULL:
+            dlclose(self.library)
+
+
+cdef void* touched_block(uint64_t size) noexcept nogil:
+    cdef void* block = NULL
+    cdef uint64_t rounded = (size + 63) & ~<uint64_t>63
+    if rounded == 0:
+        rounded = 64
+    if posix_memalign(&block, PAGE_SIZE, rounded) != 0:
+        return NULL
+    memset(block, 0, rounded)
+    return block
+
+
+# ---- one block in, one block out ----
+
+# Allocate; a block's name is its struct page or its frame number plus one, 0 for none.
+cdef inline uint64_t take(const target* t, int kind, uint32_t order, int core) noexcept nogil:
+    cdef ll_request request
+    cdef ll_optional anywhere
+    cdef ll_result got
+    if kind == REALMEM:
+        return <uint64_t>alloc_pages_node(<machine*>t.self, t.nid, t.gfp, order)
+    anywhere.present = 0
+    anywhere.value = 0
+    request.order = <uint8_t>order
+    request.klass = order >= LL_HUGE_ORDER
+    request.local.present = 1
+    request.local.value = core
+    got = t.get(t.self, anywhere, request)
+    return 0 if got.error else got.frame + 1
+
+
+cdef inline void give(const target* t, int kind, uint64_t block, uint32_t order,
+                      int core) noexcept nogil:
+    cdef ll_request request
+    if kind == REALMEM:
+        free_pages(<machine*>t.self, <page*>block, order)
+        return
+    request.order = <uint8_t>order
+    request.klass = order >= LL_HUGE_ORDER
+    request.local.present = 1
+    request.local.value = core
+    t.put(t.self, block - 1, request)
+
+
+# ---- the patterns; each returns turns done, and its two phases' clock ----
+
+cdef inline int run_pairs(const job* j, int kind, int core) noexcept nogil:
+    cdef const target* t = j.t
+    cdef uint32_t order = j.order
+    cdef uint32_t left = j.turns
+    cdef uint64_t block
+    while left:
+        block = take(t, kind, order, core)
+        if block == 0:
+            return -1
+        give(t, kind, block, order, core)
+        left -= 1
+    return 0
+
+
+cdef inline uint32_t take_all(const job* j, int kind, int core, uint64_t* blocks) noexcept nogil:
+    cdef const target* t = j.t
+    cdef uint32_t i
+    for i in range(j.held):
+        blocks[i] = take(t, kind, j.order, core)
+        if blocks[i] == 0:
+            return i
+    return j.held
+
+
+cdef inline void give_all(const job* j, int kind, int core, const uint64_t* blocks,
+                          uint32_t n) noexcept nogil:
+    cdef const target* t = j.t
+    cdef uint32_t i
+    if j.pattern == RANDOM and n == j.held:
+        for i in range(n):
+            give(t, kind, blocks[j.shuffle[i]], j.order, core)
+    else:
+        for i in range(n):
+            give(t, kind, blocks[n - 1 - i], j.order, core)
+
+
+# One store to each page of each block.
+cdef void touch_all(const job* j, const uint64_t* blocks) noexcept nogil:
+    cdef machine* m = <machine*>j.t.self
+    cdef uint32_t i
+    cdef uint64_t address, end
+    for i in range(j.held):
+        address = page_address(m, <page*>blocks[i])
+        end = address + (<uint64_t>PAGE_SIZE << j.order)
+        while address < end:
+            store64(<uint64_t*>address, i)
+            address += PAGE_SIZE
+
+
+# Send those lines out of every cache, so that the next round's touch is a first one.
+cdef void flush_all(const job* j, const uint64_t* blocks) noexcept nogil:
+    cdef machine* m = <machine*>j.t.self
+    cdef uint32_t i
+    cdef uint64_t address, end
+    for i in range(j.held):
+        address = page_address(m, <page*>blocks[i])
+        end = address + (<uint64_t>PAGE_SIZE << j.order)
+        while address < end:
+            flush_line(<void*>address)
+            address += PAGE_SIZE
+    flush_done()
+
+
+cdef inline int64_t now_ns() noexcept nogil:
+    cdef timespec t
+    clock_gettime(CLOCK_MONOTONIC, &t)
+    return t.tv_sec * <int64_t>1000000000 + t.tv_nsec
+
+
+# What one thread saw of one round: when its phases began and ended.
+cdef struct span:
+    int64_t start
+    int64_t middle
+    int64_t end
+    int64_t pad[5]              # a cache line each
+
+
+cdef int run_batches(const job* j, int core, uint64_t* blocks, span* s) noexcept nogil:
+    cdef uint32_t n
+    cdef int64_t t0, t1, t2
+    cdef int64_t get_ns = 0
+    cdef int64_t put_ns = 0
+    cdef machine* m = <machine*>j.t.self
+    s.start = now_ns()
+    for _ in range(j.turns):
+        t0 = now_ns()
+        if j.pattern == BULK:
+            n = <uint32_t>alloc_pages_bulk(m, j.t.nid, j.t.gfp, j.held, blocks)
+        elif j.t.kind == REALMEM:
+            n = take_all(j, REALMEM, core, blocks)
+        else:
+            n = take_all(j, LLFREE, core, blocks)
+        if j.pattern == TOUCH and n == j.held:
+            touch_all(j, blocks)
+        t1 = now_ns()
+        get_ns += t1 - t0
+        if j.pattern == TOUCH and n == j.held:
+            flush_all(j, blocks)
+            t1 = now_ns()
+        if j.pattern == BULK:
+            free_pages_bulk(m, blocks, n)
+        elif j.t.kind == REALMEM:
+            give_all(j, REALMEM, core, blocks, n)
+        else:
+            give_all(j, LLFREE, core, blocks, n)
+        t2 = now_ns()
+        put_ns += t2 - t1
+        if n != j.held:
+            return -1
+    # Phases are summed over the turns; what lies between them (flushing) is left out.
+    s.middle = s.start + get_ns
+    s.end = s.middle + put_ns
+    return 0
+
+
+cdef int run_job(const job* j, int core, uint64_t* blocks, span* s) noexcept nogil:
+    cdef int rc
+    if j.pattern != PAIR:
+        return run_batches(j, core, blocks, s)
+    s.start = now_ns()
+    if j.t.kind == REALMEM:
+        rc = run_pairs(j, REALMEM, core)
+    else:
+        rc = run_pairs(j, LLFREE, core)
+    s.end = s.middle = now_ns()
+    return rc
+
+
+cdef class Session:
+    """
+    Rows measured together: in each round every row runs once, the order rotating.
+
+    :param threads: how many threads will call work(), each pinned by its caller.
+    :param rounds: samples a row.
+    """
+
+    cdef job* jobs
+    cdef span* spans
+    cdef uint64_t** blocks
+    cdef int nr_jobs, threads, rounds
+    cdef int32_t arrived        # threads that reached a barrier, over all barriers
+    cdef int32_t stop_asked     # by anyone; thread 0 turns it into
+    cdef int32_t stopped        # which changes only between two rows
+    cdef uint32_t held          # the longest row's
+    cdef list allocators        # keeps the targets alive
+
+    def __cinit__(self, int threads, int rounds):
+        if threads < 1 or rounds < 1:
+            raise ValueError("threads and rounds must be positive")
+        self.threads = threads
+        self.rounds = rounds
+        self.allocators = []
+        self.jobs = <job*>calloc(MAX_JOBS, sizeof(job))
+        self.spans = <span*>touched_block(threads * sizeof(span))
+        self.blocks = <uint64_t**>calloc(threads, sizeof(void*))
+        if self.jobs == NULL or self.spans == NULL or self.blocks == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        cdef int i
+        for i in range(self.nr_jobs):
+            free(self.jobs[i].shuffle)
+            free(self.jobs[i].get_ns)
+            free(self.jobs[i].put_ns)
+        if self.blocks != NULL:
+            for i in range(self.threads):
+                free(self.blocks[i])
+        free(self.jobs)
+        free(self.spans)
+        free(self.blocks)
+
+    def add(self, Allocator allocator not None, str pattern, uint32_t order, int threads,
+            uint32_t held, uint32_t turns, shuffle=None):
+        """
+        Add a row.
+
+        :param allocator: whom to ask.
+        :param pattern: a key of PATTERNS.
+        :param order: log2 of the pages of a block.
+        :param threads: how many threads run it at once.
+        :param held: blocks alive at once, a thread; 1 for ``"pair"``.
+        :param turns: repetitions a sample.
+        :param shuffle: permutation of ``range(held)``, for ``"random"``.
+        :return: the row's number.
+        """
+        cdef job* j
+        cdef int kind = PATTERNS[pattern]
+        cdef uint32_t i
+        allocator.ready()
+        if order > MAX_PAGE_ORDER or not 1 <= threads <= self.threads or not held or not turns:
+            raise ValueError("order, threads, held or turns out of range")
+        if kind in (BULK, TOUCH) and allocator.t.kind != REALMEM:
+            raise ValueError(f"{allocator.name} can't run {pattern!r}")
+        if kind == BULK and order:
+            raise ValueError("bulk is of order 0")
+        if kind == RANDOM and sorted(shuffle or ()) != list(range(held)):
+            raise ValueError(f"shuffle is no permutation of range({held})")
+        if self.nr_jobs == MAX_JOBS:
+            raise ValueError(f"more than {MAX_JOBS} rows")
+        j = &self.jobs[self.nr_jobs]
+        j.t = &allocator.t
+        j.pattern = kind
+        j.order = order
+        j.threads = threads
+        j.held = held
+        j.turns = turns
+        j.get_ns = <double*>calloc(self.rounds, sizeof(double))
+        j.put_ns = <double*>calloc(self.rounds, sizeof(double))
+        j.shuffle = <uint32_t*>calloc(held, sizeof(uint32_t))
+        self.nr_jobs += 1
+        if j.get_ns == NULL or j.put_ns == NULL or j.shuffle == NULL:
+            raise MemoryError
+        if kind == RANDOM:
+            for i in range(held):
+                j.shuffle[i] = shuffle[i]
+        self.held = max(self.held, held)
+        self.allocators.append(allocator)
+        return self.nr_jobs - 1
+
+    def prepare(self):
+        """Take the memory that work() needs; it can't fail for one thread alone then."""
+        cdef int i
+        for allocator in self.allocators:
+            (<Allocator>allocator).ready()
+        for i in range(self.threads):
+            free(self.blocks[i])
+            self.blocks[i] = <uint64_t*>calloc(max(self.held, 1), sizeof(uint64_t))
+            if self.blocks[i] == NULL:
+                raise MemoryError
+
+    def stop(self):
+        """Make every work() return soon."""
+        self.stop_asked = 1
+
+    def work(self, int index):
+        """
+        Run every round as thread ``index``; returns when all threads have.
+
+        :raises MemoryError: an allocator ran out in one of the rows.
+        """
+        cdef int i, r, failed
+        if not 0 <= index < self.threads or self.blocks[index] == NULL:
+            raise ValueError(f"no thread {index}, or not prepared")
+        with nogil:
+            # Here, so that it lies near the thread that uses it.
+            memset(self.blocks[index], 0, self.held * sizeof(uint64_t))
+            for r in range(self.rounds):
+                for i in range(self.nr_jobs):
+                    self.turn(&self.jobs[(r + i) % self.nr_jobs], r, index)
+        failed = 0
+        for i in range(self.nr_jobs):
+            failed |= self.jobs[i].failed
+        if failed:
+            raise MemoryError("an allocator ran out of blocks while measured")
+
+    # One row of one round.  Its threads leave the first barrier together; the first of them
+    # writes the sample once the second barrier has gathered all.
+    cdef void turn(self, job* j, int round, int index) noexcept nogil:
+        cdef int i
+        cdef int64_t start, get_ns, put_ns
+        cdef double per_thread
+        cdef span* s
+        if index == 0:
+            self.stopped = load32(&self.stop_asked)
+        self.meet()
+        if self.stopped:
+            return
+        if index < j.threads and run_job(j, index, self.blocks[index], &self.spans[index]) < 0:
+            j.failed = 1
+        self.meet()
+        if index == 0:
+            # Wall clock: from the first to start to the last to end.
+            start = self.spans[0].start
+            for i in range(1, j.threads):
+                start = min(start, self.spans[i].start)
+            get_ns = 0
+            put_ns = 0
+            for i in range(j.threads):
+                s = &self.spans[i]
+                get_ns = max(get_ns, s.middle - start)
+                put_ns = max(put_ns, s.end - s.middle)
+            per_thread = <double>j.turns * j.held
+            j.get_ns[round] = get_ns / per_thread
+            j.put_ns[round] = NAN if j.pattern == PAIR else put_ns / per_thread
+
+    # Wait until every thread is here.
+    cdef void meet(self) noexcept nogil:
+        cdef int32_t ticket
+        cdef int32_t target_count
+        cdef int turns = 0
+        if self.threads == 1:
+            return
+        ticket = atomic_add_return(&self.arrived, 1, SEQ_CST)
+        target_count = ticket + (self.threads - 1) - (ticket - 1) % self.threads
+        while load32(&self.arrived) - target_count < 0:
+            turns += 1
+            if turns < 2000:
+                pause()
+            else:
+                sched_yield()
+
+    def samples(self, int row):
+        """
+        Give a row's samples.
+
+        :return: nanoseconds a block, a round each, of allocating and of freeing; for
+            ``"pair"`` the first holds both and the second is empty.
+        """
+        cdef job* j
+        if not 0 <= row < self.nr_jobs:
+            raise IndexError(row)
+        j = &self.jobs[row]
+        got = [j.get_ns[i] for i in range(self.rounds)]
+        if j.pattern == PAIR:
+            return got, []
+        return got, [j.put_ns[i] for i in range(self.rounds)]
+
+cdef enum: MAX_JOBS = 256
+
+
+cdef class Hold:
+    """
+    Blocks that are kept from an allocator, to give its free lists the shape of use.
+
+    :param allocator: whom to take them from.
+    """
+
+    cdef Allocator allocator
+    cdef uint64_t* blocks
+    cdef uint64_t n
+
+    def __cinit__(self, Allocator allocator not None):
+        self.allocator = allocator
+
+    def age(self, uint64_t pages, keep):
+        """
+        Take ``pages`` single pages, give back those that ``keep`` is false for, and drain.
+
+        :param pages: how many to take.
+        :param keep: bytes, one a page in the order taken: 1 to keep it.
+        :raises MemoryError: it has not so many.
+        """
+        cdef uint64_t i
+        cdef uint64_t kept = 0
+        cdef const uint8_t[::1] mask = keep
+        self.release()
+        if <uint64_t>mask.shape[0] != pages:
+            raise ValueError("keep must have one byte a page")
+        self.allocator.ready()
+        self.blocks = <uint64_t*>touched_block(pages * sizeof(uint64_t))
+        if self.blocks == NULL:
+            raise MemoryError
+        for i in range(pages):
+            self.blocks[i] = take(&self.allocator.t, self.allocator.t.kind, 0, 0)
+            if self.blocks[i] == 0:
+                self.n = i
+                self.release()
+                raise MemoryError(f"{self.allocator.name}: {i} of {pages} pages")
+        for i in range(pages):
+            if mask[i]:
+                self.blocks[kept] = self.blocks[i]
+                kept += 1
+            else:
+                give(&self.allocator.t, self.allocator.t.kind, self.blocks[i], 0, 0)
+        self.n = kept
+        self.allocator.drain()
+
+    def release(self):
+        """Give everything back."""
+        cdef uint64_t i
+        if self.blocks == NULL:
+            return
+        self.allocator.ready()
+        for i in range(self.n):
+            give(&self.allocator.t, self.allocator.t.kind, self.blocks[i], 0, 0)
+        free(self.blocks)
+        self.blocks = NULL
+        self.n = 0
+        self.allocator.drain()
+
+    def __dealloc__(self):
+        free(self.blocks)

@@ -1,0 +1,39 @@
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from realmem._core.pages import PageAllocator
+
+PATTERNS: Final[dict[str, int]]
+
+class Allocator:
+    @property
+    def name(self) -> str: ...
+
+class RealmemAllocator(Allocator):
+    def __init__(self, pages: PageAllocator, nid: int, gfp: int) -> None: ...
+
+class LLFreeAllocator(Allocator):
+    def __init__(self, path: str | Path, frames: int, cores: int) -> None: ...
+
+class Session:
+    def __init__(self, threads: int, rounds: int) -> None: ...
+    def add(
+        self,
+        allocator: Allocator,
+        pattern: str,
+        order: int,
+        threads: int,
+        held: int,
+        turns: int,
+        shuffle: Sequence[int] | None = None,
+    ) -> int: ...
+    def prepare(self) -> None: ...
+    def stop(self) -> None: ...
+    def work(self, index: int) -> None: ...
+    def samples(self, row: int) -> tuple[list[float], list[float]]: ...
+
+class Hold:
+    def __init__(self, allocator: Allocator) -> None: ...
+    def age(self, pages: int, keep: bytes) -> None: ...
+    def release(self) -> None: ...

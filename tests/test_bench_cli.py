@@ -127,15 +127,22 @@ def test_compare_refuses_other_files(toy, tmp_path, text):
     assert "other.json: not" in done.stderr
 
 
-def test_failed_job_exits_1(toy, monkeypatch):
+def test_failed_job_exits_1_and_keeps_what_there_is(toy, monkeypatch, tmp_path):
     def fail(options):
+        yield next(iter(results_of(options)))
         raise OSError("node 0 has no memory\nsecond line")
-        yield
 
-    monkeypatch.setattr(registry, "get", {"toy": Bench("toy", "A toy", fail)}.__getitem__)
-    done = call("toy")
+    monkeypatch.setattr(registry, "names", lambda: ("bad", "toy"))
+    benches = {"bad": Bench("bad", "Bad", fail), "toy": toy}
+    monkeypatch.setattr(registry, "get", benches.__getitem__)
+    target = tmp_path / "out.json"
+    done = call("all", "--json", str(target))
     assert done.exit_code == 1
-    assert done.stderr == "Error: bench: node 0 has no memory\n"
+    assert done.stderr == "Error: bench bad: node 0 has no memory\n"
+    run = Run.load(target)
+    assert len(run.results) == 1 + 4
+    assert run.failures == {"bad": "node 0 has no memory"}
+    assert "32K" in done.stdout             # the other bench ran and is shown
 
 
 def test_output_folder_lost_meanwhile_exits_1(toy, tmp_path):

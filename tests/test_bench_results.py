@@ -42,6 +42,7 @@ runs = st.builds(
     options=st.dictionaries(words, values, max_size=3),
     results=st.lists(results, max_size=4).map(tuple),
     peers=st.lists(peers, max_size=3).map(tuple),
+    failures=st.dictionaries(words, words, max_size=2),
     seconds=st.floats(0, 1e6),
 )
 

@@ -9,7 +9,7 @@ host facts and stamps; :func:`run` makes them, ``realmem bench`` shows them, and
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from realmem.bench import facts, registry
 from realmem.bench.compare import Comparison, compare
@@ -33,26 +33,30 @@ def run(
     :param options: what to measure on.
     :param with_peers: also run the peer programs of these benches, in turns with ours.
     :param on_result: called with each result as soon as it is there.
-    :return: the figures with the host's facts, which are taken before anything runs.
+    :return: the figures with the host's facts, which are taken before anything runs.  A bench
+        that the host refuses something keeps the figures it had, stands in ``failures``, and
+        does not keep the next one from running.
     :raises KeyError: a name that is none of a bench.
     """
     options = options or Options()
     chosen = registry.names() if "all" in names else tuple(dict.fromkeys(names))
+    jobs: list[tuple[str, Callable[[Options], Iterable[Result | PeerResult]]]]
     benches = [registry.get(name) for name in chosen]
     host = facts.host_facts()
-    results: list[Result] = []
-    peers: list[PeerResult] = []
+    results: list[Result | PeerResult] = []
+    failures: dict[str, str] = {}
     started = time.monotonic()
-    for bench in benches:
-        for result in bench.run(options):
-            results.append(result)
-            if on_result:
-                on_result(result)
-    for bench in benches:
-        for peer in bench.peers(options) if with_peers and bench.peers else ():
-            peers.append(peer)
-            if on_result:
-                on_result(peer)
+    jobs = [(bench.name, bench.run) for bench in benches]
+    jobs += [(bench.name, bench.peers) for bench in benches if with_peers and bench.peers]
+    for name, job in jobs:
+        try:
+            for result in job(options):
+                results.append(result)
+                if on_result:
+                    on_result(result)
+        except (OSError, MemoryError) as why:
+            reason = getattr(why, "strerror", None) or str(why) or type(why).__name__
+            failures[name] = str(reason).splitlines()[0]
     return Run(
         host=host,
         options={
@@ -62,7 +66,8 @@ def run(
             "threads": options.threads,
             "seed": options.seed,
         },
-        results=tuple(results),
-        peers=tuple(peers),
+        results=tuple(result for result in results if isinstance(result, Result)),
+        peers=tuple(result for result in results if isinstance(result, PeerResult)),
+        failures=failures,
         seconds=time.monotonic() - started,
     )

@@ -79,6 +79,9 @@ def run(options: Options) -> Iterator[Result]:
             with memory.buffer(memory_node, 3 * most_bytes, pages, least=3 << 20) as area:
                 array_bytes = area.size // 3 // 4096 * 4096
                 elements = array_bytes // 8
+                note = f"{pages}: {area.source}"
+                if array_bytes < where.llc_bytes:
+                    note += "; arrays smaller than the last cache, for want of memory"
                 for cpu_node, cpus in where.cpus.items():
                     most = min(len(cpus), options.threads or len(cpus))
                     for threads in sorted({1, most}):
@@ -101,7 +104,7 @@ def run(options: Options) -> Iterator[Result]:
                                 },
                                 stamps=area.stamps,
                                 higher_is_better=True,
-                                note=f"{pages}: {area.source}",
+                                note=note,
                             )
 
 

@@ -22,6 +22,7 @@ from realmem.bench.results import UNVERIFIED
 from realmem.errors import HostError
 from realmem.host import limits
 from realmem.layout import PAGE_SIZE, STRUCT_PAGE_SIZE, format_size
+from realmem.placement import Placement, locate
 
 _THP_ENABLED = "/sys/kernel/mm/transparent_hugepage/enabled"
 
@@ -138,13 +139,8 @@ def _pool(node: int, size: int, pages: str, backing: str) -> Generator[Buffer, N
     memmap = -(-total // PAGE_SIZE * STRUCT_PAGE_SIZE // PAGE_SIZE) * PAGE_SIZE
     pool = Pool([PoolNode(total, 0, node, total - memmap, memmap)], backing=backing)
     try:
-        place = pool.placement[0]
-        yield _described(
-            Buffer(pool.direct_map, size, pages, f"a pool with {backing} backing", ()),
-            place.verified and place.bound,
-            place.misplaced_pages,
-            place.reason,
-        )
+        area = Buffer(pool.direct_map, size, pages, f"a pool with {backing} backing", ())
+        yield _described(area, pool.placement[0])
     finally:
         pool.close()
 
@@ -165,33 +161,28 @@ def _anonymous(node: int, size: int, pages: str) -> Generator[Buffer, None, None
         failed = core.populate(address, size)
         if failed:
             raise HostError(failed, f"cannot populate {format_size(size)} on host node {node}")
-        wrong, unknown = core.misplaced(address, size, PAGE_SIZE, node)
-        why = f"mbind: {errno.errorcode.get(refused, refused)}" if refused else None
-        if unknown:
-            why = f"move_pages: {errno.errorcode.get(unknown, unknown)}"
+        refusal = f"mbind: {errno.errorcode.get(refused, refused)}" if refused else None
         yield _described(
             Buffer(address, size, pages, "anonymous memory with MADV_HUGEPAGE", ()),
-            not refused and not unknown,
-            wrong,
-            why,
+            locate(address, size, PAGE_SIZE, node, refusal),
         )
     finally:
         area.close()
 
 
-def _described(area: Buffer, sure: bool, misplaced: int, reason: str | None) -> Buffer:
+def _described(area: Buffer, place: Placement) -> Buffer:
     """Say what was found out about a buffer once it is populated."""
     source = area.source
-    if reason:
-        source += f" ({reason})"
-    if misplaced:
-        source += f", {misplaced} pages on another node"
+    if place.reason:
+        source += f" ({place.reason})"
+    if place.misplaced_pages:
+        source += f", {place.misplaced_pages} pages on another node"
     huge = huge_bytes(area.address, area.size)
     if area.pages != "4K" and huge < area.size:
         source += f", {huge * 100 // area.size} % of it in huge pages"
     if area.pages == "4K" and huge:
         source += f", {huge * 100 // area.size} % of it in huge pages against our will"
-    stamps = () if sure and not misplaced else (UNVERIFIED,)
+    stamps = () if place.verified and not place.misplaced_pages else (UNVERIFIED,)
     return Buffer(area.address, area.size, area.pages, source, stamps)
 
 

@@ -192,6 +192,7 @@ class Run:
     :ivar options: what was asked for.
     :ivar results: the figures.
     :ivar peers: figures beside peer programs.
+    :ivar failures: why a bench ended early, by its name.
     :ivar seconds: how long the whole run took.
     """
 
@@ -199,6 +200,7 @@ class Run:
     options: Mapping[str, Any] = field(default_factory=dict)
     results: tuple[Result, ...] = ()
     peers: tuple[PeerResult, ...] = ()
+    failures: Mapping[str, str] = field(default_factory=dict)
     seconds: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
@@ -207,6 +209,7 @@ class Run:
             "schema": SCHEMA,
             "host": dict(self.host),
             "options": dict(self.options),
+            "failures": dict(self.failures),
             "seconds": self.seconds,
             "results": [result.to_json() for result in self.results],
             "peers": [peer.to_json() for peer in self.peers],
@@ -283,6 +286,8 @@ def _checked(name: str, kind: str, value: Any) -> Any:
         value = tuple(value) if good else value
     elif kind.startswith("Mapping"):
         good = isinstance(value, Mapping)
+        if good and kind == "Mapping[str, str]":
+            good = all(isinstance(item, str) for item in value.values())
         if good and kind.endswith("Param]"):
             good = all(isinstance(item, (str, int, float)) for item in value.values())
     elif kind == "str":

@@ -110,11 +110,7 @@ def bench(
             peers_dir=Path(peers_dir) if peers_dir else None,
             progress=progress,
         )
-        try:
-            run = realmem.bench.run(names, options, with_peers=with_peers)
-        except (OSError, MemoryError) as why:
-            reason = getattr(why, "strerror", None) or str(why)
-            raise click.ClickException(f"bench: {reason}".splitlines()[0]) from why
+        run = realmem.bench.run(names, options, with_peers=with_peers)
     _show(console, run, with_peers)
     if earlier is not None:
         bench_view.show_comparison(console, realmem.bench.compare(earlier, run))
@@ -124,6 +120,10 @@ def bench(
         except OSError as why:
             raise click.ClickException(f"{json_file}: {why.strerror}") from why
         console.print(f"Every sample is in {json_file}.", highlight=False)
+    if run.failures:
+        raise click.ClickException(
+            "; ".join(f"bench {name}: {reason}" for name, reason in run.failures.items())
+        )
 
 
 def _show(console: Console, run: Run, with_peers: bool) -> None:

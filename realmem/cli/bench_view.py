@@ -60,10 +60,15 @@ def show_bench(console: Console, title: str, results: Sequence[Result]) -> None:
     kinds: dict[tuple[Any, ...], list[Result]] = {}
     for result in results:
         kinds.setdefault((result.unit, *sorted(result.params)), []).append(result)
+    lonely = [rows[0] for rows in kinds.values() if len(rows) == 1]
     for rows in kinds.values():
+        if len(rows) == 1 and len(lonely) > 1:
+            continue
         metrics = distinct(result.metric for result in rows)
         named = len(kinds) > 1 and len(metrics) == 1
         _print_kind(console, f"{title}: {metrics[0]}" if named else title, rows)
+    if len(lonely) > 1:
+        _print_lonely(console, title, lonely)
     for note in distinct(result.note for result in results if result.note):
         console.print(note, style="dim", highlight=False)
 
@@ -71,14 +76,11 @@ def show_bench(console: Console, title: str, results: Sequence[Result]) -> None:
 def _print_kind(console: Console, title: str, results: Sequence[Result]) -> None:
     """Print figures that share a table; what all of them share stands below it once."""
     varying, shared = split_params([result.params for result in results])
-    table = Table(title=f"{title}, {results[0].unit}", title_justify="left",
-                  title_style="bold", pad_edge=False)
-    console.print()
+    _print_title(console, f"{title}, {results[0].unit}")
     if len(distinct((result.cpu_node, result.memory_node) for result in results)) > 1:
-        _print_matrix(console, table, results, varying)
+        _print_matrix(console, results, varying)
     else:
-        _fill_rows(console, table, results, varying)
-        console.print(table)
+        _print_rows(console, results, varying)
     _print_sweeps(console, results)
     stamps = distinct(result.stamps for result in results)
     facts = [f"{param_name(name)} {param_text(name, value)}" for name, value in shared.items()]
@@ -88,14 +90,44 @@ def _print_kind(console: Console, title: str, results: Sequence[Result]) -> None
         console.print("; ".join(facts), style="dim", highlight=False)
 
 
-def _fill_rows(
-    console: Console, table: Table, results: Sequence[Result], varying: Sequence[str]
-) -> None:
-    """Make one row of each figure, with a bar where there is room."""
+def _print_lonely(console: Console, title: str, results: Sequence[Result]) -> None:
+    """Print figures that have no others of their kind, their parameters in words."""
+    _print_title(console, f"{title}: more")
+    table = _table()
+    table.add_column("what", overflow="fold")
+    table.add_column("cpu>mem", no_wrap=True)
+    for name in ("min", "median", "p95"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("unit")
+    for result in results:
+        words = [result.metric, describe(result.params)]
+        if result.stamps:
+            words.append(f"({', '.join(result.stamps)})")
+        table.add_row(" ".join(filter(None, words)), pair_name(result), *_three(result),
+                      result.unit)
+    console.print(table)
+
+
+def _print_title(console: Console, title: str) -> None:
+    """Print a table's title: rich would wrap it to the width of the table."""
+    console.print()
+    console.print(title, style="bold", highlight=False)
+
+
+def _table() -> Table:
+    return Table(pad_edge=False)
+
+
+def _three(result: Result) -> list[str]:
+    return [number(value) for value in (result.min, result.median, result.p95)]
+
+
+def _print_rows(console: Console, results: Sequence[Result], varying: Sequence[str]) -> None:
+    """Print one row for each figure, with a bar where there is room."""
+    table = _table()
     stamps = distinct(result.stamps for result in results)
     has_pair = any(pair_name(result) for result in results)
-    draws = console.width >= _WIDE and len(results) > 1
-    drawn = bars(console, results) if draws else [""] * len(results)
+    drawn = bars(console, results) if console.width >= _WIDE else []
     has_metrics = _add_labels(table, results, varying)
     if has_pair:
         table.add_column("cpu>mem", no_wrap=True)
@@ -103,21 +135,20 @@ def _fill_rows(
         table.add_column(name, justify="right", no_wrap=True)
     if len(stamps) > 1:
         table.add_column("stamp", overflow="fold")
-    if draws:
+    if drawn:
         table.add_column("", no_wrap=True)
-    for result, bar in zip(results, drawn, strict=True):
+    for result, bar in zip(results, drawn or [""] * len(results), strict=True):
         table.add_row(
             *_labels(result, varying, has_metrics),
             *([pair_name(result)] if has_pair else []),
-            *(number(value) for value in (result.min, result.median, result.p95)),
+            *_three(result),
             *([", ".join(result.stamps)] if len(stamps) > 1 else []),
-            *([bar] if draws else []),
+            *([bar] if drawn else []),
         )
+    console.print(table)
 
 
-def _print_matrix(
-    console: Console, table: Table, results: Sequence[Result], varying: Sequence[str]
-) -> None:
+def _print_matrix(console: Console, results: Sequence[Result], varying: Sequence[str]) -> None:
     """Print pairs of nodes as columns, as many at a time as fit side by side."""
     stamps = distinct(result.stamps for result in results)
     pairs = {pair_name(result) or "any": None for result in results}
@@ -131,8 +162,7 @@ def _print_matrix(
     names = list(pairs)
     for first in range(0, len(names), at_once):
         part = names[first : first + at_once]
-        chunk = Table(title=table.title if not first else None, title_justify="left",
-                      title_style="bold", pad_edge=False)
+        chunk = _table()
         has_metrics = _add_labels(chunk, results, varying)
         for name in part:
             chunk.add_column(name, justify="right", no_wrap=True)
@@ -174,8 +204,8 @@ def _labels(result: Result, varying: Sequence[str], has_metrics: bool) -> list[s
 
 def show_peers(console: Console, peers: Sequence[PeerResult]) -> None:
     """Print ours beside the peer programs', with the ratio and the peer's own spread."""
-    table = Table(title="Beside other programs, in turns", title_justify="left",
-                  title_style="bold", pad_edge=False)
+    _print_title(console, "Beside other programs, in turns")
+    table = _table()
     for name in ("peer", "what"):
         table.add_column(name, overflow="fold")
     for name in ("ours", "theirs", "ratio", "spread"):
@@ -193,7 +223,6 @@ def show_peers(console: Console, peers: Sequence[PeerResult]) -> None:
             f"{peer.ratio:.3f}",
             f"{peer.spread:.1%}",
         )
-    console.print()
     console.print(table)
     console.print("ratio: ours over theirs, median of the rounds; spread: max over min of the "
                   "peer's own rounds", style="dim", highlight=False)
@@ -208,8 +237,8 @@ def show_comparison(console: Console, comparison: Comparison) -> None:
     for warning in comparison.warnings:
         console.print(f"warning: {warning}", style="yellow", highlight=False)
     if comparison.changes:
-        table = Table(title="Compared with the earlier run", title_justify="left",
-                      title_style="bold", pad_edge=False)
+        _print_title(console, "Compared with the earlier run")
+        table = _table()
         table.add_column("figure", overflow="fold")
         for name in ("old", "new", "ratio", "noise", ""):
             table.add_column(name, justify="right", no_wrap=True)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _ASCII_BLOCKS = "_.-=+*#@"
 _BAR_WIDTH = 12
+_BAR_RANGE = 300        # of the figures in a table, largest over smallest
 
 
 def sparkline(values: Sequence[float], ascii_only: bool = False) -> str:
@@ -33,12 +34,16 @@ def sparkline(values: Sequence[float], ascii_only: bool = False) -> str:
 
 
 def bars(console: Console, results: Sequence[Result]) -> list[str]:
-    """Give a bar for each median, on a linear scale from nought."""
+    """
+    Give a bar for each median, on a linear scale from nought.
+
+    :return: no bars at all where one would be all that can be seen.
+    """
     block = "#" if is_ascii(console) else "█"
-    largest = max(result.median for result in results)
-    if largest <= 0:
-        return [""] * len(results)
-    return [block * round(max(r.median, 0) / largest * _BAR_WIDTH) for r in results]
+    medians = [result.median for result in results]
+    if len(medians) < 2 or min(medians) <= 0 or max(medians) > _BAR_RANGE * min(medians):
+        return []
+    return [block * round(value / max(medians) * _BAR_WIDTH) for value in medians]
 
 
 def is_ascii(console: Console) -> bool:
@@ -83,7 +88,7 @@ def param_text(name: str, value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, bool):
-        return ("" if value else "no ") + param_name(name)
+        return "yes" if value else "no"
     if name.endswith("_bytes"):
         return format_size(int(value))
     return str(value)
@@ -91,12 +96,15 @@ def param_text(name: str, value: Any) -> str:
 
 def describe(params: Mapping[str, Any]) -> str:
     """Write parameters in a few words: ``4K 256M threads 2``."""
-    return " ".join(
-        param_text(name, value)
-        if isinstance(value, (bool, str)) or name.endswith("_bytes")
-        else f"{param_name(name)} {value}"
-        for name, value in params.items()
-    )
+    words = []
+    for name, value in params.items():
+        if isinstance(value, bool):
+            words.append(("" if value else "no ") + param_name(name))
+        elif isinstance(value, str) or name.endswith("_bytes"):
+            words.append(param_text(name, value))
+        else:
+            words.append(f"{param_name(name)} {value}")
+    return " ".join(words)
 
 
 def number(value: float) -> str:

@@ -17,6 +17,7 @@ from realmem.zonelist import build_zonelists, fallback_orders
 if TYPE_CHECKING:
     from realmem._core.pages import Page, PageArray
     from realmem.pool import Pool
+    from realmem.process import Process, ProcessTable
 
 # machine.options bits of types.pxd
 _POISON, _PAGE_OWNER = 1, 2
@@ -38,6 +39,8 @@ class Machine:
     :param page_owner: remember where each block was allocated.
     :param debug: 1 balances the counters after each operation, 2 recounts everything.
     :param mlock: keep the host from swapping the memory.
+    :param window: host address space a process, a power of two from 1G; halved when refused.
+    :param host_vmas: budget of host VMAs for windows; None is half of ``vm.max_map_count``.
     :param progress: called with (node, bytes done, bytes) while memory is populated; None
         draws a bar on a terminal when it takes long.
     :raises HostError: the host has not got the memory or refuses; says what to change.
@@ -77,6 +80,8 @@ class Machine:
         page_owner: bool = False,
         debug: int = 0,
         mlock: bool = False,
+        window: int | str = "64G",
+        host_vmas: int | None = None,
         progress: Callable[[int, int, int], None] | None = None,
     ) -> None:
         if debug not in (0, 1, 2):
@@ -85,6 +90,8 @@ class Machine:
         self._pid = os.getpid()
         self.seed = seed
         self.backing = backing
+        self._windows = (window, host_vmas)
+        self._process_table: ProcessTable | None = None
         places = resolve(nodes, memory, host)
         ranges = lay_out([place.memory for place in places], parse_zones(zones))
         self.cpus = self._nr_cpus(cpus, places)
@@ -227,6 +234,35 @@ class Machine:
         from realmem._core.check import check
 
         check(self._allocator)
+        if self._process_table is not None:
+            self._process_table.check()
+
+    # ---- processes ----
+
+    def spawn(self, name: str = "init", node: int | None = None, uid: int = 0) -> Process:
+        """
+        Start a process with an empty address space.
+
+        The first one installs the fault handler.
+
+        :param name: for people.
+        :param node: where its software accesses allocate from; None is the calling CPU's node.
+        :param uid: 0 has every capability.
+        :raises OutOfMemory: no frames for its page tables.
+        :raises HostError: no host address space for its window.
+        """
+        self._allocator.check_alive()
+        if self._process_table is None:
+            from realmem.process import ProcessTable
+
+            self._process_table = ProcessTable(self._allocator, self._pool, *self._windows)
+        return self._process_table.spawn(name, node, uid)
+
+    @property
+    def processes(self) -> Mapping[int, Process]:
+        """Live processes by pid."""
+        self._allocator.check_alive()
+        return {} if self._process_table is None else dict(self._process_table.live)
 
     def show_mem(self) -> str:
         """Describe free memory the way the kernel does when an allocation fails."""
@@ -240,7 +276,7 @@ class Machine:
 
     def mappings_of(self, pfn: int) -> list[tuple[int, int]]:
         """List the (pid, address) pairs that map a frame."""
-        return []
+        return [] if self._process_table is None else self._process_table.mappings_of(pfn)
 
     # ---- contexts ----
 
@@ -267,14 +303,21 @@ class Machine:
         """
         if self._closed:
             return
-        if self._allocator.nr_exports and not self._inherited():
+        views = self._allocator.nr_exports
+        if self._process_table is not None:
+            views += self._process_table.exports
+        if views and not self._inherited():
             raise BufferError(
-                f"{self._allocator.nr_exports} views of this machine's memory are alive: "
-                "release them first"
+                f"{views} views of this machine's memory are alive: release them first"
             )
         self._closed = True
+        self._end_processes()
         self._allocator.close()
         self._pool.close()
+
+    def _end_processes(self) -> None:
+        if self._process_table is not None and not self._inherited():
+            self._process_table.close()
 
     def _inherited(self) -> bool:
         return os.getpid() != self._pid
@@ -286,6 +329,7 @@ class Machine:
     def __exit__(self, *exc: object) -> None:
         if self._closed:
             return
+        self._end_processes()
         if self._allocator.nr_exports and not self._inherited():
             # Live views lose their memory, not their addresses: a later access is a
             # SIGSEGV, never somebody else's data.

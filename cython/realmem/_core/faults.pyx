@@ -1,0 +1,246 @@
+# cython: language_level=3
+"""
+The handler as Python sees it: installing it, and raising what it recorded.
+
+A forbidden raw access cannot raise where it happens.  The handler records it; it is raised once:
+at the end of the thread's open guard on that process, else on entry to the thread's next realmem
+call, else, for the main thread, at the interpreter's next check.
+"""
+import signal
+import sys
+import threading
+import warnings
+
+from libc.errno cimport ENOMEM
+from libc.signal cimport SIGSEGV
+from libc.stdint cimport int32_t, int64_t, uint64_t
+
+from realmem._kernel.host_calls cimport gettid
+from realmem._kernel.mm_types cimport (
+    FAULT_HOST, FAULT_OOM, NR_FAULT_RECORDS, RECORD_FREE, RECORD_READY, fault_record,
+    mm_struct,
+)
+from realmem._kernel.mmap cimport mm_flush_scratch
+from realmem._kernel.sigsegv cimport (
+    handler, handler_install, handler_owns, handler_retake, handler_save, handler_uninstall,
+)
+from realmem._kernel.tlb cimport tlb_after_fork
+from realmem._kernel.window cimport windows_after_fork
+from realmem.compiler cimport SEQ_CST, atomic_add_return, load_int, peek_int, store_int
+from realmem.types cimport GFP_HIGHUSER_MOVABLE
+
+from realmem.errors import HostError, OutOfMemory, SegmentationFault
+
+cdef extern from "<pthread.h>" nogil:
+    int pthread_atfork(void (*prepare)() noexcept nogil, void (*parent)() noexcept nogil,
+                       void (*child)() noexcept nogil)
+cdef extern from "Python.h" nogil:
+    int PyErr_SetInterruptEx(int signum)    # async-signal-safe, and needs no GIL
+
+ACCESS_NAMES = ("read", "write", "exec")
+
+cdef bint at_fork_registered = False
+cdef object python_handler_before = None    # what signal.signal() gave back
+cdef dict open_guards = {}                  # mm id -> host thread ids, innermost last
+
+
+# ---- installing -------------------------------------------------------------
+
+def install():
+    """
+    Take SIGSEGV: raw accesses to windows are served from now on.
+
+    Who has it now gets the faults that are not ours.  Python's own handler is set as well, in
+    the main thread, so that a forbidden access can interrupt it.
+    """
+    global at_fork_registered
+    if not at_fork_registered:
+        # Everything the handler runs is imported; the hook's state is static.
+        if pthread_atfork(NULL, NULL, after_fork_child) != 0:
+            raise HostError(ENOMEM, "pthread_atfork refuses")
+        at_fork_registered = True
+    if handler.installed:
+        return
+    handler_save()
+    listen()
+    handler_install()
+
+
+def uninstall():
+    """Give SIGSEGV back to whom it was taken from; raw accesses to windows kill from now on."""
+    global python_handler_before
+    if not handler.installed:
+        return
+    if handler.notify != NULL:
+        handler.notify = NULL
+        signal.signal(signal.SIGSEGV, python_handler_before or signal.SIG_DFL)
+        python_handler_before = None
+    handler_uninstall()
+
+
+def installed():
+    """Whether the handler was installed and still has SIGSEGV."""
+    return bool(handler.installed and handler_owns())
+
+
+# Let the handler interrupt the main thread.  signal.signal() works there only, and takes the
+# C action too: the caller installs ours again.
+cdef bint listen() except -1:
+    global python_handler_before
+    if threading.current_thread() is not threading.main_thread():
+        return False
+    python_handler_before = signal.signal(signal.SIGSEGV, on_interrupt)
+    handler.main_tid = gettid()
+    handler.notify = interrupt_main
+    return True
+
+
+cdef int check_owner() except -1:
+    if not handler.installed:
+        return 0
+    if not handler_owns():
+        handler_retake()
+        warnings.warn(
+            "SIGSEGV was taken from realmem (by faulthandler.enable(), perhaps); realmem took it "
+            "back and passes faults that are not its own on. Enable faulthandler before the "
+            "first spawn()", RuntimeWarning, stacklevel=3)
+    elif handler.notify == NULL and listen():
+        handler_install()
+    return 0
+
+
+cdef void interrupt_main() noexcept nogil:
+    PyErr_SetInterruptEx(SIGSEGV)
+
+
+cdef void after_fork_child() noexcept nogil:
+    cdef int i
+    windows_after_fork()
+    tlb_after_fork()
+    for i in range(NR_FAULT_RECORDS):
+        handler.records[i].state = RECORD_FREE
+    handler.nr_pending = 0
+
+
+# ---- raising ----------------------------------------------------------------
+
+cdef int raise_pending() except -1:
+    if peek_int(&handler.nr_pending) != 0:
+        raise_first(take_for_thread())
+    return 0
+
+
+def check_pending():
+    """
+    Do nothing, unless this thread made a forbidden raw access that was not reported yet.
+
+    :raises SegmentationFault: it did.
+    """
+    raise_pending()
+
+
+def on_interrupt(signum, frame):
+    """Raise, in the main thread, what the handler recorded for it."""
+    raise_pending()
+
+
+cdef class Guard:
+    """
+    A region of code whose forbidden raw accesses to one process are raised at its end.
+
+    :param mm_id: the address space.
+    """
+
+    cdef uint64_t mm_id
+
+    def __cinit__(self, mm_id):
+        self.mm_id = mm_id
+
+    def __enter__(self):
+        raise_pending()
+        check_owner()
+        open_guards.setdefault(self.mm_id, []).append(gettid())
+        return self
+
+    def __exit__(self, kind, value, traceback):
+        cdef int64_t tid = gettid()
+        tids = open_guards.get(self.mm_id)
+        if tids is not None:            # a forked child's copy may be gone
+            tids.remove(tid)
+            if not tids:
+                del open_guards[self.mm_id]
+        if peek_int(&handler.nr_pending) != 0:
+            raise_first(take_for_guard(self.mm_id, tid))
+        return False
+
+
+# Records that are this thread's by its own doing or, in the main thread, by default; those for
+# which a guard is open wait for its end.
+cdef list take_for_thread():
+    cdef int64_t tid = gettid()
+    cdef bint is_main = tid == handler.main_tid
+    cdef fault_record* r
+    cdef int i
+    cdef list taken = []
+    known = sys._current_frames() if is_main else {}
+    for i in range(NR_FAULT_RECORDS):
+        r = &handler.records[i]
+        if load_int(&r.state) != RECORD_READY:
+            continue
+        guards = open_guards.get(r.mm_id, ())
+        if r.tid == tid:
+            if tid not in guards:
+                taken.append(take(r))
+        elif is_main and not guards and r.ident not in known:
+            taken.append(take(r))
+    return taken
+
+
+cdef list take_for_guard(uint64_t mm_id, int64_t tid):
+    cdef fault_record* r
+    cdef int i
+    cdef list taken = []
+    known = sys._current_frames()
+    for i in range(NR_FAULT_RECORDS):
+        r = &handler.records[i]
+        if load_int(&r.state) == RECORD_READY and r.mm_id == mm_id:
+            if r.tid == tid or r.ident not in known:
+                taken.append(take(r))
+    return taken
+
+
+# Take a record out of the ring, as (seq, exception).
+cdef tuple take(fault_record* r):
+    cdef uint64_t seq = r.seq
+    cdef mm_struct* mm = r.mm
+    cdef uint64_t mm_id = r.mm_id
+    access = ACCESS_NAMES[r.access]
+    if r.code == FAULT_OOM:
+        error = OutOfMemory(f"pid {r.pid}: {access} fault at {r.address:#x} found no frame",
+                            order=0, gfp=GFP_HIGHUSER_MOVABLE)
+    elif r.code == FAULT_HOST:
+        error = HostError(ENOMEM, f"pid {r.pid}: the host refuses to map {r.address:#x}; "
+                          "see vm.max_map_count")
+    else:
+        error = SegmentationFault(r.address, access, r.code, r.pid)
+    store_int(&r.state, RECORD_FREE)
+    atomic_add_return(<int32_t*>&handler.nr_pending, -1, SEQ_CST)
+    with nogil:                         # the next access there faults again
+        mm_flush_scratch(mm, mm_id)
+    return seq, error
+
+
+cdef int raise_first(list taken) except -1:
+    if taken:
+        raise min(taken, key=by_seq)[1]
+    return 0
+
+
+def by_seq(entry):
+    """Order records by when they were made."""
+    return entry[0]
+
+
+def lost():
+    """Forbidden accesses that found no room to be recorded."""
+    return handler.nr_lost

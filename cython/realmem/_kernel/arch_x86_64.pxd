@@ -1,0 +1,36 @@
+# What the handler must know of x86-64: the fault's kind and place in the saved context.
+# The only file with architecture-dependent lines of the fault path; another architecture
+# brings its own in its place.  (The page-table format is x86-64's everywhere, by choice.)
+from libc.stdint cimport uint64_t
+
+cdef extern from *:
+    """
+    #ifndef REALMEM_ARCH_X86_64_H
+    #define REALMEM_ARCH_X86_64_H
+    #ifndef _GNU_SOURCE
+    #define _GNU_SOURCE
+    #endif
+    #include <signal.h>
+    #include <stdint.h>
+    #include <ucontext.h>
+    #if !defined(__x86_64__)
+    #error "the fault handler knows x86-64 only: write its arch file for this machine"
+    #endif
+    /* Bits of the page-fault error code (arch/x86/include/asm/trap_pf.h). */
+    #define RM_PF_WRITE 2
+    #define RM_PF_INSTR 16
+    static inline int rm_fault_access(const void *context)
+    {
+        long code = ((const ucontext_t *)context)->uc_mcontext.gregs[REG_ERR];
+        return code & RM_PF_INSTR ? 2 : code & RM_PF_WRITE ? 1 : 0;
+    }
+    static inline uint64_t rm_fault_ip(const void *context)
+    {
+        return (uint64_t)((const ucontext_t *)context)->uc_mcontext.gregs[REG_RIP];
+    }
+    #endif
+    """
+    # FAULT_READ, FAULT_WRITE or FAULT_EXEC.
+    int fault_access "rm_fault_access"(const void* context) noexcept nogil
+    # Address of the instruction that faulted.
+    uint64_t fault_ip "rm_fault_ip"(const void* context) noexcept nogil

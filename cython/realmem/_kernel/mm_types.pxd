@@ -1,0 +1,157 @@
+# Address spaces as the kernel side sees them (compare include/linux/mm_types.h).
+# RULES.md has the lock order; a field's comment ends with its lock.
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+
+from realmem._kernel.host_calls cimport mutex
+from realmem.types cimport machine
+
+cdef enum:
+    PGDIR_SHIFT = 39
+    PUD_SHIFT = 30
+    PMD_SHIFT = 21
+    PTRS_PER_TABLE = 512
+    GIB_SHIFT = 30
+
+cdef enum: USER_PGD_PTRS = 256
+cdef enum: TASK_SIZE = 0x7FFFFFFFF000
+cdef enum: PAGE_OFFSET_PGD = 273        # PGD index of the direct map, 0xffff888000000000
+cdef enum: VMALLOC_PGD = 402            # PGD index of the vmalloc area, 0xffffc90000000000
+
+# x86-64 page-table entry bits.
+cdef enum:
+    PTE_PRESENT = 0x001
+    PTE_RW = 0x002
+    PTE_USER = 0x004
+    PTE_ACCESSED = 0x020
+    PTE_DIRTY = 0x040
+    PTE_PSE = 0x080
+    PTE_GLOBAL = 0x100
+    PTE_SPECIAL = 0x200         # software: the zero page; not counted
+    PTE_TABLE = 0x067           # present, RW, user, accessed, dirty: an entry to a table
+    PTE_KERNEL_TABLE = 0x063
+    PTE_HOST_SHIFT = 52         # software, two bits: what the host has mapped here, HOST_*
+cdef enum:
+    PTE_NX = 0x8000000000000000
+    PTE_PFN_MASK = 0x000FFFFFFFFFF000
+    PTE_HOST_MASK = 0x0030000000000000
+
+# The host's mapping of one page of a window (our TLB entry), kept in the PTE.
+cdef enum:
+    HOST_NONE = 0               # the bare reservation, or something not tracked here
+    HOST_NOACC = 1              # this frame, mapped PROT_NONE
+    HOST_READ = 2               # this frame, PROT_READ
+    HOST_WRITE = 3              # this frame, PROT_READ | PROT_WRITE
+
+# vm_flags, Linux's values (include/linux/mm.h).
+cdef enum:
+    VM_READ = 0x1
+    VM_WRITE = 0x2
+    VM_EXEC = 0x4
+    VM_SHARED = 0x8
+    VM_ACCESS = 0x7
+
+# What an access wants.
+cdef enum:
+    FAULT_READ = 0
+    FAULT_WRITE = 1
+    FAULT_EXEC = 2
+
+# What a fault came to: 0 is served.
+cdef enum:
+    FAULT_OK = 0
+    FAULT_MAPERR = 1            # SEGV_MAPERR
+    FAULT_ACCERR = 2            # SEGV_ACCERR
+    FAULT_OOM = 3
+    FAULT_HOST = 4              # the host refuses the mapping
+
+# One published VMA: what a fault needs to know of it.
+cdef struct vma_slot:
+    uint64_t start
+    uint64_t end
+    uint64_t flags              # VM_*
+    uint64_t policy             # of no use yet: node choice is the CPU's
+
+# The published VMAs of an address space, sorted by start, in a reservation of its own.
+cdef struct vma_index:
+    vma_slot* slots
+    int64_t count
+    int64_t capacity
+
+# A machine's part in paging: made with its first process.
+cdef struct mmu:
+    machine* m
+    int32_t nr_fds
+    int32_t ready
+    int fds[64]                 # memfd of each node
+    uint64_t fd_phys[64]        # physical address at offset 0 of fds[nid]
+    uint64_t zero_pfn           # the shared zero page
+    uint64_t kernel_pgd_pfn     # entries 256..511 of every PGD
+    int64_t nr_kernel_tables    # frames behind the kernel half, its PGD included
+    int64_t vma_budget          # host VMAs that windows may take
+
+cdef enum: NR_SCRATCH = 64
+cdef enum:
+    MM_FREE = 0                 # in the pool
+    MM_LIVE = 1
+    MM_DEAD = 2                 # exited; its window is kept while views of it live
+
+# An address space and its window.  Type-stable: a block is reused, never unmapped, so that
+# the handler may follow a pointer to one that just died, lock it and look again.
+cdef struct mm_struct:
+    mutex lock                  # sleeps; guards everything below but the window's place
+    int32_t state               # MM_*
+    uint64_t id                 # never reused; ascending order is the lock order
+    int32_t pid
+    int32_t nid                 # where its software accesses come from; -1: the calling CPU
+    mmu* mmu                    # NULL once dead
+    uint64_t pgd_pfn
+    vma_index vmas
+    int64_t nr_ptes             # page-table pages below the PGD
+    int64_t anon_rss            # pages
+    int64_t min_flt
+    int64_t maj_flt
+    int64_t host_edges          # host VMAs of the window - 1, by the PTEs' host bits
+    uint64_t flush_hand         # where the budget's next flush starts
+    int64_t nr_scratch
+    int64_t scratch_hand
+    uint64_t scratch[64]        # user page addresses where a scratch page stands, 0: free
+    # The window.  Written at birth and by the reaper, with the GIL held and mm.lock.
+    uint64_t host_base          # host address of user_start; 1 GiB aligned
+    uint64_t length             # multiple of 1 GiB
+    uint64_t user_start
+    int32_t exports             # live buffers; guarded by the GIL
+    mm_struct* pool_next        # free blocks; guarded by the pool's lock
+    mm_struct* all_next         # every block ever made; written once
+
+# A forbidden raw access, waiting to be raised.
+cdef enum: NR_FAULT_RECORDS = 512
+cdef enum:
+    RECORD_FREE = 0
+    RECORD_BUSY = 1
+    RECORD_READY = 2
+cdef struct fault_record:
+    int state                   # RECORD_*; claimed by the handler, freed by Python
+    int32_t code                # FAULT_MAPERR, FAULT_ACCERR, FAULT_OOM, FAULT_HOST
+    int32_t access              # FAULT_READ, FAULT_WRITE, FAULT_EXEC
+    int32_t pid
+    uint64_t address            # the process's own
+    uint64_t mm_id
+    mm_struct* mm
+    int64_t tid                 # host thread id
+    uint64_t ident              # its pthread_self(), as Python names threads
+    uint64_t seq
+
+cdef inline uint64_t pte_pfn(uint64_t pte) noexcept nogil:
+    return (pte & <uint64_t>PTE_PFN_MASK) >> 12
+
+cdef inline unsigned int pte_host(uint64_t pte) noexcept nogil:
+    return <unsigned int>((pte >> PTE_HOST_SHIFT) & 3)
+
+cdef inline uint64_t pte_with_host(uint64_t pte, unsigned int host) noexcept nogil:
+    return (pte & ~<uint64_t>PTE_HOST_MASK) | (<uint64_t>host << PTE_HOST_SHIFT)
+
+cdef inline uint64_t host_address(const mm_struct* mm, uint64_t addr) noexcept nogil:
+    return mm.host_base + (addr - mm.user_start)
+
+cdef inline bint in_window(const mm_struct* mm, uint64_t addr) noexcept nogil:
+    return addr - mm.user_start < mm.length

@@ -1,0 +1,51 @@
+# Four-level page tables in real frames, in the x86-64 format.
+# Everything here is signal-safe.
+from libc.stdint cimport int64_t, uint64_t
+
+from realmem._kernel.mm_types cimport mm_struct, mmu
+from realmem.types cimport page
+
+# Make the machine's shared zero page and the kernel half that every PGD points to: the
+# direct map at PAGE_OFFSET in 2 MiB entries and an empty table for the vmalloc area.
+# Returns: 0, or -ENOMEM with nothing kept.
+cdef int mmu_init(mmu* u) noexcept nogil
+# Preconditions: no address space of u is left.
+cdef void mmu_exit(mmu* u) noexcept nogil
+
+# A PGD whose upper half is the machine's; one frame.
+# Mirrors: arch/x86/mm/pgtable.c:pgd_alloc() => pgd_ctor().
+# Returns: 0, or -ENOMEM.
+cdef int pgd_alloc(mm_struct* mm) noexcept nogil
+cdef void pgd_free(mm_struct* mm) noexcept nogil
+
+# The PTE of addr, or NULL where a level is missing.
+# Preconditions: mm.lock held; addr < TASK_SIZE.
+cdef uint64_t* pte_offset_locked(mm_struct* mm, uint64_t addr) noexcept nogil
+
+# The same, making what is missing (on the calling CPU's node).
+# Mirrors: mm/memory.c:__pud_alloc(), __pmd_alloc(), __pte_alloc().
+# Returns: NULL when no frame is found; levels made so far stay, empty, until free_pgtables.
+cdef uint64_t* pte_alloc_locked(mm_struct* mm, uint64_t addr) noexcept nogil
+
+# The first page table that covers [addr_ref[0], end), with addr_ref[0] moved up to what it
+# covers; NULL when there is none.  For loops over what is present.
+cdef uint64_t* next_table_locked(mm_struct* mm, uint64_t* addr_ref, uint64_t end) noexcept nogil
+
+# Set an empty entry, clear a used one: they keep the table's count of used entries.
+cdef void set_pte_locked(mm_struct* mm, uint64_t* pte, uint64_t value) noexcept nogil
+cdef void clear_pte_locked(mm_struct* mm, uint64_t* pte) noexcept nogil
+
+# Free the tables below the PGD that hold nothing, in what covers [start, end).
+# Mirrors: mm/memory.c:free_pgtables() (there by neighbouring VMAs, here by use).
+cdef void free_pgtables_locked(mm_struct* mm, uint64_t start, uint64_t end) noexcept nogil
+
+# The entry of a table at a level: 3 PGD, 2 PUD, 1 PMD, 0 PTE.
+cdef unsigned int table_index(uint64_t addr, int level) noexcept nogil
+
+# One level of the walk of addr into address_ret (physical) and entry_ret.
+# Returns: the level below to go on with (table frame in next_pfn_ref[0]), or -1 at the end.
+cdef int walk_step(mmu* u, uint64_t addr, int level, uint64_t* next_pfn_ref,
+                   uint64_t* address_ret, uint64_t* entry_ret) noexcept nogil
+
+# The table page that holds an entry.
+cdef page* table_of(mmu* u, uint64_t* entry) noexcept nogil

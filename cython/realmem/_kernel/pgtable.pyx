@@ -1,0 +1,253 @@
+# cython: language_level=3, cdivision=True, boundscheck=False, wraparound=False
+# cython: initializedcheck=False, nonecheck=False, profile=False, linetrace=False
+# Page tables.  A table page counts its used entries in page.private, so that an empty one is
+# found without reading it; its frames are the buddy allocator's, PG_table.
+from libc.errno cimport ENOMEM
+from libc.stdint cimport uint64_t
+from libc.string cimport memcpy
+
+from realmem._kernel.mm_types cimport (
+    PAGE_OFFSET_PGD, PGDIR_SHIFT, PMD_SHIFT, PTE_ACCESSED, PTE_DIRTY, PTE_GLOBAL,
+    PTE_KERNEL_TABLE, PTE_NX, PTE_PRESENT, PTE_PSE, PTE_RW, PTE_TABLE, PTRS_PER_TABLE,
+    PUD_SHIFT, TASK_SIZE, USER_PGD_PTRS, VMALLOC_PGD, mm_struct, mmu, pte_pfn,
+)
+from realmem._kernel.page_alloc cimport alloc_pages_node, free_pages
+from realmem.compiler cimport VM_BUG_ON, likely, unlikely
+from realmem.types cimport (
+    GFP_ACCOUNT, GFP_KERNEL, GFP_ZERO, PAGE_SHIFT, PG_table, PG_zero, page, page_to_pfn,
+    pfn_address, pfn_to_page,
+)
+
+
+# ---- table frames -----------------------------------------------------------
+
+cdef page* table_alloc(mmu* u) noexcept nogil:
+    cdef page* p = alloc_pages_node(u.m, -1, GFP_KERNEL | GFP_ZERO | GFP_ACCOUNT, 0)
+    if likely(p != NULL):
+        p.flags |= <uint64_t>1 << PG_table
+        p.private = 0
+    return p
+
+
+cdef void table_free(mmu* u, uint64_t pfn) noexcept nogil:
+    cdef page* p = pfn_to_page(u.m, pfn)
+    p.flags &= ~(<uint64_t>1 << PG_table)
+    p.private = 0
+    free_pages(u.m, p, 0)
+
+
+cdef inline uint64_t* table_at(mmu* u, uint64_t pfn) noexcept nogil:
+    return <uint64_t*>pfn_address(u.m, pfn)
+
+
+cdef page* table_of(mmu* u, uint64_t* entry) noexcept nogil:
+    return pfn_to_page(u.m, (<uint64_t>entry - u.m.direct_map) >> PAGE_SHIFT)
+
+
+# ---- the kernel half --------------------------------------------------------
+
+cdef int mmu_init(mmu* u) noexcept nogil:
+    cdef page* zero = alloc_pages_node(u.m, -1, GFP_KERNEL | GFP_ZERO, 0)
+    cdef page* pgd
+    cdef page* vmalloc
+    u.nr_kernel_tables = 0
+    if zero == NULL:
+        return -ENOMEM
+    zero.flags |= <uint64_t>1 << PG_zero
+    u.zero_pfn = page_to_pfn(u.m, zero)
+    pgd = table_alloc(u)
+    if pgd == NULL:
+        zero.flags &= ~(<uint64_t>1 << PG_zero)
+        free_pages(u.m, zero, 0)
+        return -ENOMEM
+    u.kernel_pgd_pfn = page_to_pfn(u.m, pgd)
+    u.nr_kernel_tables = 1
+    vmalloc = table_alloc(u)
+    if vmalloc != NULL:
+        u.nr_kernel_tables += 1
+        table_at(u, u.kernel_pgd_pfn)[VMALLOC_PGD] = (
+            (page_to_pfn(u.m, vmalloc) << PAGE_SHIFT) | PTE_KERNEL_TABLE)
+    if vmalloc == NULL or map_direct(u) != 0:
+        mmu_exit(u)
+        return -ENOMEM
+    u.ready = 1
+    return 0
+
+
+# Map [0, max_pfn) at PAGE_OFFSET by 2 MiB entries, holes left out.
+cdef int map_direct(mmu* u) noexcept nogil:
+    cdef uint64_t phys, end, value
+    cdef uint64_t* table
+    cdef page* p
+    cdef int nid, level
+    for nid in range(u.m.nr_nodes):
+        phys = u.m.nodes[nid].start_pfn << PAGE_SHIFT
+        end = phys + (u.m.nodes[nid].spanned_pages << PAGE_SHIFT)
+        phys &= ~((<uint64_t>1 << PMD_SHIFT) - 1)
+        while phys < end:
+            table = table_at(u, u.kernel_pgd_pfn) + PAGE_OFFSET_PGD + (phys >> PGDIR_SHIFT)
+            for level in range(2):
+                if table[0] == 0:
+                    p = table_alloc(u)
+                    if p == NULL:
+                        return -ENOMEM
+                    u.nr_kernel_tables += 1
+                    table[0] = (page_to_pfn(u.m, p) << PAGE_SHIFT) | PTE_KERNEL_TABLE
+                table = table_at(u, pte_pfn(table[0]))
+                table += (phys >> (PUD_SHIFT if level == 0 else PMD_SHIFT)) & 511
+            value = phys | PTE_PRESENT | PTE_RW | PTE_ACCESSED | PTE_DIRTY | PTE_PSE | PTE_GLOBAL
+            table[0] = value | <uint64_t>PTE_NX
+            phys += <uint64_t>1 << PMD_SHIFT
+    return 0
+
+
+cdef void mmu_exit(mmu* u) noexcept nogil:
+    cdef uint64_t* pgd = table_at(u, u.kernel_pgd_pfn)
+    cdef uint64_t* pud
+    cdef int i, j
+    cdef page* zero = pfn_to_page(u.m, u.zero_pfn)
+    for i in range(USER_PGD_PTRS, PTRS_PER_TABLE):
+        if pgd[i] == 0:
+            continue
+        pud = table_at(u, pte_pfn(pgd[i]))
+        for j in range(PTRS_PER_TABLE):
+            if pud[j] != 0:
+                table_free(u, pte_pfn(pud[j]))
+        table_free(u, pte_pfn(pgd[i]))
+    table_free(u, u.kernel_pgd_pfn)
+    zero.flags &= ~(<uint64_t>1 << PG_zero)
+    free_pages(u.m, zero, 0)
+    u.ready = 0
+    u.nr_kernel_tables = 0
+
+
+cdef int pgd_alloc(mm_struct* mm) noexcept nogil:
+    cdef page* p = table_alloc(mm.mmu)
+    if p == NULL:
+        return -ENOMEM
+    mm.pgd_pfn = page_to_pfn(mm.mmu.m, p)
+    memcpy(table_at(mm.mmu, mm.pgd_pfn) + USER_PGD_PTRS,
+           table_at(mm.mmu, mm.mmu.kernel_pgd_pfn) + USER_PGD_PTRS,
+           (PTRS_PER_TABLE - USER_PGD_PTRS) * sizeof(uint64_t))
+    return 0
+
+
+cdef void pgd_free(mm_struct* mm) noexcept nogil:
+    table_free(mm.mmu, mm.pgd_pfn)
+    mm.pgd_pfn = 0
+
+
+# ---- the user half ----------------------------------------------------------
+
+cdef unsigned int table_index(uint64_t addr, int level) noexcept nogil:
+    return <unsigned int>((addr >> (PAGE_SHIFT + 9 * level)) & 511)
+
+
+cdef uint64_t* pte_offset_locked(mm_struct* mm, uint64_t addr) noexcept nogil:
+    cdef mmu* u = mm.mmu
+    cdef uint64_t entry = table_at(u, mm.pgd_pfn)[(addr >> PGDIR_SHIFT) & 511]
+    if entry == 0:
+        return NULL
+    entry = table_at(u, pte_pfn(entry))[(addr >> PUD_SHIFT) & 511]
+    if entry == 0:
+        return NULL
+    entry = table_at(u, pte_pfn(entry))[(addr >> PMD_SHIFT) & 511]
+    if entry == 0:
+        return NULL
+    return table_at(u, pte_pfn(entry)) + ((addr >> PAGE_SHIFT) & 511)
+
+
+cdef uint64_t* pte_alloc_locked(mm_struct* mm, uint64_t addr) noexcept nogil:
+    cdef mmu* u = mm.mmu
+    cdef uint64_t* entry = table_at(u, mm.pgd_pfn) + ((addr >> PGDIR_SHIFT) & 511)
+    cdef page* p
+    cdef int level
+    VM_BUG_ON(addr >= <uint64_t>TASK_SIZE, "page table for an address past TASK_SIZE")
+    for level in range(2, -1, -1):
+        if unlikely(entry[0] == 0):
+            p = table_alloc(u)
+            if p == NULL:
+                return NULL
+            entry[0] = (page_to_pfn(u.m, p) << PAGE_SHIFT) | PTE_TABLE
+            table_of(u, entry).private += 1
+            mm.nr_ptes += 1
+        entry = table_at(u, pte_pfn(entry[0])) + table_index(addr, level)
+    return entry
+
+
+cdef uint64_t* next_table_locked(mm_struct* mm, uint64_t* addr_ref, uint64_t end) noexcept nogil:
+    cdef mmu* u = mm.mmu
+    cdef uint64_t addr = addr_ref[0]
+    cdef uint64_t* table
+    cdef int level, shift
+    while addr < end:
+        table = table_at(u, mm.pgd_pfn)
+        for level in range(3, 0, -1):
+            shift = PAGE_SHIFT + 9 * level
+            if table[(addr >> shift) & 511] == 0:
+                addr = ((addr >> shift) + 1) << shift
+                break
+            table = table_at(u, pte_pfn(table[(addr >> shift) & 511]))
+        else:
+            addr_ref[0] = addr
+            return table
+    return NULL
+
+
+cdef void set_pte_locked(mm_struct* mm, uint64_t* pte, uint64_t value) noexcept nogil:
+    if pte[0] == 0:
+        table_of(mm.mmu, pte).private += 1
+    pte[0] = value
+
+
+cdef void clear_pte_locked(mm_struct* mm, uint64_t* pte) noexcept nogil:
+    if pte[0] != 0:
+        table_of(mm.mmu, pte).private -= 1
+    pte[0] = 0
+
+
+cdef void free_pgtables_locked(mm_struct* mm, uint64_t start, uint64_t end) noexcept nogil:
+    cdef mmu* u = mm.mmu
+    cdef uint64_t* pgd = table_at(u, mm.pgd_pfn)
+    cdef uint64_t i, last
+    if start >= end:
+        return
+    last = (end - 1) >> PGDIR_SHIFT
+    for i in range(start >> PGDIR_SHIFT, last + 1):
+        if pgd[i] != 0:
+            free_level(mm, pgd + i, i << PGDIR_SHIFT, 2, start, end)
+
+
+# Free what is empty below one entry, then the table it points to, if that is empty too.
+cdef void free_level(mm_struct* mm, uint64_t* entry, uint64_t base, int level,
+                     uint64_t start, uint64_t end) noexcept nogil:
+    cdef mmu* u = mm.mmu
+    cdef uint64_t pfn = pte_pfn(entry[0])
+    cdef uint64_t* table = table_at(u, pfn)
+    cdef int shift = PAGE_SHIFT + 9 * level
+    cdef uint64_t first, last, i
+    if level > 0:
+        first = 0 if start <= base else (start - base) >> shift
+        last = 511 if end - base > (<uint64_t>512 << shift) else (end - 1 - base) >> shift
+        for i in range(first, last + 1):
+            if table[i] != 0:
+                free_level(mm, table + i, base + (i << shift), level - 1, start, end)
+    if pfn_to_page(u.m, pfn).private == 0:
+        entry[0] = 0
+        table_of(u, entry).private -= 1
+        mm.nr_ptes -= 1
+        table_free(u, pfn)
+
+
+# ---- looking ----------------------------------------------------------------
+
+cdef int walk_step(mmu* u, uint64_t addr, int level, uint64_t* next_pfn_ref,
+                   uint64_t* address_ret, uint64_t* entry_ret) noexcept nogil:
+    cdef unsigned int i = table_index(addr, level)
+    cdef uint64_t entry = table_at(u, next_pfn_ref[0])[i]
+    address_ret[0] = (next_pfn_ref[0] << PAGE_SHIFT) + i * sizeof(uint64_t)
+    entry_ret[0] = entry
+    if level == 0 or not entry & PTE_PRESENT or entry & PTE_PSE:
+        return -1
+    next_pfn_ref[0] = pte_pfn(entry)
+    return level - 1

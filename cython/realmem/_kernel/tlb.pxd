@@ -1,0 +1,40 @@
+# The host's mappings in a window, as a TLB: fills, flushes and protection changes.
+# The page tables are the truth.  Every function makes its host calls under mm.lock (invariant
+# 7) and keeps the PTEs' host bits and the count of host VMAs.  Signal-safe.
+from libc.stdint cimport int64_t, uint64_t
+
+from realmem._kernel.mm_types cimport mm_struct
+
+# Set addr's entry to `value` (its host bits are ignored) and make the host map its frame with
+# at least the access of `host`: HOST_READ or HOST_WRITE, or HOST_NONE for an access that
+# does not come through the window.  A host mapping of another frame is replaced, or
+# flushed; one of the same frame is kept, and opened where need be.
+# Preconditions: what `value` points to is shared with nobody if `value` is writable.
+# Returns: 0, or -errno when the host refuses even after flushing; the entry is set then too,
+# and nothing is mapped.
+cdef int tlb_install_locked(mm_struct* mm, uint64_t addr, uint64_t* pte, uint64_t value,
+                            unsigned int host) noexcept nogil
+
+# Take write access from every writable host mapping in [start, end).
+# Returns: when it returns no store can reach those frames through the window any more.
+cdef void tlb_wrprotect_locked(mm_struct* mm, uint64_t start, uint64_t end) noexcept nogil
+
+# Take every host mapping away from [start, end), scratch pages included.
+# Returns: when it returns no access can reach what was mapped there.
+cdef void tlb_flush_locked(mm_struct* mm, uint64_t start, uint64_t end) noexcept nogil
+cdef void tlb_flush_window_locked(mm_struct* mm) noexcept nogil
+
+# Put a scratch page over addr for an access that must not reach its frame or has none, so
+# that the instruction completes; with show_frame it starts as a copy of the frame.
+# Returns: 0, or -errno.
+cdef int scratch_map_locked(mm_struct* mm, uint64_t addr, bint show_frame) noexcept nogil
+# Take all scratch pages away again.
+cdef void scratch_flush_locked(mm_struct* mm) noexcept nogil
+
+# Recount the host VMAs of the window from the PTEs' host bits, for validation.
+cdef int64_t count_edges_locked(mm_struct* mm) noexcept nogil
+
+# Hold some host VMAs back for the moment when the limit is reached; called at install.
+cdef void tlb_reserve_init() noexcept nogil
+# In the child of os.fork(): the lock may have been held.
+cdef void tlb_after_fork() noexcept nogil

@@ -1,0 +1,449 @@
+# cython: language_level=3, cdivision=True, boundscheck=False, wraparound=False
+# cython: initializedcheck=False, nonecheck=False, profile=False, linetrace=False
+# What the host has mapped in a window is a cache of the page tables.  Two bits of each PTE
+# say what the host has there, so that a range can be flushed, write-protected and counted
+# without asking the host.
+#
+# An edge is a pair of neighbouring pages that the host keeps in different VMAs; a window
+# takes edges + 1 of them.  When all windows together pass the budget, whole tables (2 MiB)
+# are flushed, round robin.  When the host itself refuses (ENOMEM: its limit is reached by
+# somebody else), a region of VMAs kept for that is unmapped first, because at the limit even
+# a flush by mmap is refused.
+from libc.errno cimport ENOMEM
+from libc.stdint cimport int64_t, uint64_t
+from posix.mman cimport PROT_NONE, PROT_READ, PROT_WRITE
+
+from realmem._kernel.host_calls cimport (
+    host_clear, host_map, host_map_private, host_map_zero, host_protect, host_reserve,
+    host_unmap, mutex, mutex_lock, mutex_trylock, mutex_unlock,
+)
+from realmem._kernel.mm_types cimport (
+    HOST_NOACC, HOST_NONE, HOST_READ, HOST_WRITE, MM_LIVE, NR_SCRATCH, PMD_SHIFT, PTE_PRESENT,
+    host_address, mm_struct, mmu, pte_host, pte_pfn, pte_with_host,
+)
+from realmem._kernel.page_alloc cimport count_vm_event
+from realmem._kernel.pgtable cimport next_table_locked, pte_offset_locked, set_pte_locked
+from realmem._kernel.window cimport windows
+from realmem.compiler cimport BUG, SEQ_CST, atomic64_add_return, likely, peek64, unlikely
+from realmem.linux cimport sched_yield
+from realmem.types cimport (
+    HOST_MAP_FILL, HOST_MAP_FLUSH, HOST_MPROTECT, PAGE_SHIFT, PAGE_SIZE, page_zone,
+    pfn_to_page,
+)
+
+cdef enum:
+    NR_SPARE = 64               # host VMAs held back
+    OWN_EDGES_WORTH = 64        # fewer edges than these are not worth a flush
+    FILL_TRIES = 64
+
+cdef mutex spare_lock           # guards spare; innermost
+cdef uint64_t spare             # base of the region, 0 while given up
+
+
+# ---- counting host VMAs -----------------------------------------------------
+
+# Whether the host keeps two neighbouring pages in different VMAs.
+cdef inline bint is_edge(mmu* u, uint64_t left, uint64_t right) noexcept nogil:
+    cdef unsigned int a = pte_host(left)
+    if a != pte_host(right):
+        return True
+    if a == HOST_NONE:
+        return False
+    if pte_pfn(left) + 1 != pte_pfn(right):
+        return True
+    return (page_zone(u.m, pfn_to_page(u.m, pte_pfn(left))).nid
+            != page_zone(u.m, pfn_to_page(u.m, pte_pfn(right))).nid)
+
+
+cdef inline uint64_t pte_at(mm_struct* mm, uint64_t addr) noexcept nogil:
+    cdef uint64_t* pte = pte_offset_locked(mm, addr)
+    return pte[0] if pte != NULL else 0
+
+
+# The edges on both sides of one page.
+cdef int edges_around(mm_struct* mm, uint64_t addr, uint64_t* pte) noexcept nogil:
+    cdef unsigned int i = <unsigned int>(addr >> PAGE_SHIFT) & 511
+    cdef uint64_t left, right
+    if likely(i > 0 and i < 511):
+        left = (pte - 1)[0]
+        right = (pte + 1)[0]
+    else:
+        left = pte_at(mm, addr - PAGE_SIZE)
+        right = pte_at(mm, addr + PAGE_SIZE)
+    return is_edge(mm.mmu, left, pte[0]) + is_edge(mm.mmu, pte[0], right)
+
+
+# The edges between pages (start - 1, start) ... (end - 1, end).
+cdef int64_t edges_in(mm_struct* mm, uint64_t start, uint64_t end) noexcept nogil:
+    cdef uint64_t before = pte_at(mm, start - PAGE_SIZE)
+    cdef uint64_t addr = start
+    cdef uint64_t stop = end + PAGE_SIZE
+    cdef uint64_t at, pte
+    cdef uint64_t* table
+    cdef int64_t edges = 0
+    while addr < stop:
+        at = addr
+        table = next_table_locked(mm, &at, stop)
+        if table == NULL or at != addr:         # a gap: nothing is mapped there
+            edges += pte_host(before) != HOST_NONE
+            before = 0
+            if table == NULL:
+                break
+        addr = at
+        while addr < stop:
+            pte = table[(addr >> PAGE_SHIFT) & 511]
+            edges += is_edge(mm.mmu, before, pte)
+            before = pte
+            addr += PAGE_SIZE
+            if addr & ((1 << PMD_SHIFT) - 1) == 0:
+                break
+    return edges
+
+
+cdef int64_t count_edges_locked(mm_struct* mm) noexcept nogil:
+    return edges_in(mm, mm.user_start, mm.user_start + mm.length)
+
+
+cdef inline void add_edges(mm_struct* mm, int64_t delta) noexcept nogil:
+    if delta != 0:
+        mm.host_edges += delta
+        atomic64_add_return(&windows.host_vmas, delta, SEQ_CST)
+
+
+# ---- fills ------------------------------------------------------------------
+
+cdef int tlb_install_locked(mm_struct* mm, uint64_t addr, uint64_t* pte, uint64_t value,
+                            unsigned int host) noexcept nogil:
+    cdef uint64_t page_addr = addr & ~<uint64_t>(PAGE_SIZE - 1)
+    cdef int64_t before, total
+    cdef unsigned int current
+    cdef int rc = 0
+    if unlikely(host != HOST_NONE and peek64(&windows.host_vmas) >= mm.mmu.vma_budget):
+        relieve(mm)
+    total = mm.host_edges
+    before = edges_around(mm, page_addr, pte)
+    current = pte_host(pte[0])
+    if current != HOST_NONE and pte_pfn(pte[0]) != pte_pfn(value):
+        # Another frame is mapped here: the new map replaces it, or it must go.
+        if host == HOST_NONE:
+            clear_range(mm, page_addr, page_addr + PAGE_SIZE)
+        current = HOST_NONE
+    set_pte_locked(mm, pte, pte_with_host(value, current))
+    if current < host:
+        rc = host_install(mm, page_addr, pte, host)
+    if likely(mm.host_edges == total):
+        add_edges(mm, edges_around(mm, page_addr, pte) - before)
+    else:                           # the window was flushed on the way
+        add_edges(mm, count_edges_locked(mm) - mm.host_edges)
+    return rc
+
+
+# Make the host map the PTE's frame with the access of `host`; sets the host bits.
+cdef int host_install(mm_struct* mm, uint64_t addr, uint64_t* pte,
+                      unsigned int host) noexcept nogil:
+    cdef mmu* u = mm.mmu
+    cdef uint64_t at = host_address(mm, addr)
+    cdef uint64_t pfn = pte_pfn(pte[0])
+    cdef int prot = PROT_READ | PROT_WRITE if host == HOST_WRITE else PROT_READ
+    cdef int nid = page_zone(u.m, pfn_to_page(u.m, pfn)).nid
+    cdef int rc = 0
+    cdef int tries = FILL_TRIES
+    while tries > 0:
+        tries -= 1
+        if pte_host(pte[0]) != HOST_NONE:
+            rc = host_protect(at, PAGE_SIZE, prot)
+            count_vm_event(u.m, HOST_MPROTECT, 1)
+        else:
+            rc = host_map(at, PAGE_SIZE, prot, u.fds[nid], (pfn << PAGE_SHIFT) - u.fd_phys[nid])
+            count_vm_event(u.m, HOST_MAP_FILL, 1)
+        if likely(rc == 0):
+            pte[0] = pte_with_host(pte[0], host)
+            if unlikely(mm.nr_scratch != 0):
+                scratch_forget(mm, addr, addr + PAGE_SIZE)
+            return 0
+        if rc != -ENOMEM:
+            break
+        spare_drop()
+        tlb_flush_window_locked(mm)
+        spare_take()
+        sched_yield()
+    # What stood here before must not outlive the PTE that allowed it.
+    clear_range(mm, addr, addr + PAGE_SIZE)
+    pte[0] = pte_with_host(pte[0], HOST_NONE)
+    return rc
+
+
+# ---- protecting and flushing ------------------------------------------------
+
+cdef void tlb_wrprotect_locked(mm_struct* mm, uint64_t start, uint64_t end) noexcept nogil:
+    cdef uint64_t addr = start
+    cdef uint64_t at, first = 0, last = 0       # the writable pages of the run: [first, last]
+    cdef uint64_t* table
+    cdef uint64_t* pte
+    cdef unsigned int host
+    cdef int rc = 0
+    while addr < end and rc == 0:
+        at = addr
+        table = next_table_locked(mm, &at, end)
+        if table == NULL or at != addr:
+            rc = protect_run(mm, &first, last)
+            if table == NULL or rc != 0:
+                break
+        addr = at
+        while addr < end:
+            pte = table + ((addr >> PAGE_SHIFT) & 511)
+            host = pte_host(pte[0])
+            if host == HOST_WRITE:
+                if first == 0:
+                    first = addr
+                last = addr
+                pte[0] = pte_with_host(pte[0], HOST_READ)
+            elif host != HOST_READ and first != 0:
+                rc = protect_run(mm, &first, last)
+                if rc != 0:
+                    break
+            addr += PAGE_SIZE
+            if addr & ((1 << PMD_SHIFT) - 1) == 0:
+                break
+    if rc == 0:
+        rc = protect_run(mm, &first, last)
+    if rc != 0:                     # no room to split host VMAs: take everything away
+        tlb_flush_window_locked(mm)
+    add_edges(mm, count_edges_locked(mm) - mm.host_edges)
+
+
+cdef int protect_run(mm_struct* mm, uint64_t* first_ref, uint64_t last) noexcept nogil:
+    cdef uint64_t first = first_ref[0]
+    if first == 0:
+        return 0
+    first_ref[0] = 0
+    count_vm_event(mm.mmu.m, HOST_MPROTECT, 1)
+    return host_protect(host_address(mm, first), last + PAGE_SIZE - first, PROT_READ)
+
+
+cdef void tlb_flush_locked(mm_struct* mm, uint64_t start, uint64_t end) noexcept nogil:
+    cdef uint64_t top = mm.user_start + mm.length
+    cdef int64_t before, after
+    start = max(start, mm.user_start)
+    end = min(end, top)
+    if start >= end:
+        return
+    if not set_host_bits(mm, start, end, HOST_NONE, True) and not scratch_in(mm, start, end):
+        return
+    before = edges_in(mm, start, end)
+    if clear_range(mm, start, end) == 0:
+        set_host_bits(mm, start, end, HOST_NONE, False)
+        after = edges_in_cleared(mm, start, end)
+        add_edges(mm, after - before)
+    # Otherwise the whole window was flushed, and counted.
+
+
+cdef void tlb_flush_window_locked(mm_struct* mm) noexcept nogil:
+    cdef uint64_t end = mm.user_start + mm.length
+    cdef int tries = 2
+    if mm.length == 0:
+        return
+    while tries > 0:
+        tries -= 1
+        if host_clear(mm.host_base, mm.length) == 0:
+            set_host_bits(mm, mm.user_start, end, HOST_NONE, False)
+            scratch_forget(mm, mm.user_start, end)
+            add_edges(mm, -mm.host_edges)
+            count_flush(mm)
+            return
+        spare_drop()
+    # mprotect over whole VMAs splits none, so that the limit cannot refuse it.
+    if host_protect(mm.host_base, mm.length, PROT_NONE) != 0:
+        BUG("the host refuses to take access away from a window")
+    set_host_bits(mm, mm.user_start, end, HOST_NOACC, False)
+    scratch_forget(mm, mm.user_start, end)
+    count_flush(mm)
+    add_edges(mm, count_edges_locked(mm) - mm.host_edges)
+
+
+# Take what the host has mapped in [start, end) away.
+# Returns: 0, or -ENOMEM when that took the whole window.
+cdef int clear_range(mm_struct* mm, uint64_t start, uint64_t end) noexcept nogil:
+    cdef int rc = host_clear(host_address(mm, start), end - start)
+    if unlikely(rc != 0):
+        spare_drop()
+        rc = host_clear(host_address(mm, start), end - start)
+        if rc != 0:
+            tlb_flush_window_locked(mm)
+            return -ENOMEM
+        spare_take()
+    scratch_forget(mm, start, end)
+    count_flush(mm)
+    return 0
+
+
+cdef inline void count_flush(mm_struct* mm) noexcept nogil:
+    if mm.mmu != NULL:
+        count_vm_event(mm.mmu.m, HOST_MAP_FLUSH, 1)
+
+
+# Give every page of [start, end) that the host has mapped the bits `host`.
+# Returns: whether there was one; with `probe`, that is all it does.
+cdef bint set_host_bits(mm_struct* mm, uint64_t start, uint64_t end, unsigned int host,
+                        bint probe) noexcept nogil:
+    cdef uint64_t addr = start
+    cdef uint64_t* table
+    cdef uint64_t* pte
+    cdef bint found = False
+    if mm.mmu == NULL:
+        return False
+    while True:
+        table = next_table_locked(mm, &addr, end)
+        if table == NULL:
+            return found
+        while addr < end:
+            pte = table + ((addr >> PAGE_SHIFT) & 511)
+            if pte_host(pte[0]) != HOST_NONE:
+                if probe:
+                    return True
+                found = True
+                pte[0] = pte_with_host(pte[0], host)
+            addr += PAGE_SIZE
+            if addr & ((1 << PMD_SHIFT) - 1) == 0:
+                break
+
+
+# The edges around [start, end) once nothing is mapped inside.
+cdef int64_t edges_in_cleared(mm_struct* mm, uint64_t start, uint64_t end) noexcept nogil:
+    return (is_edge(mm.mmu, pte_at(mm, start - PAGE_SIZE), 0)
+            + is_edge(mm.mmu, 0, pte_at(mm, end)))
+
+
+# ---- the budget -------------------------------------------------------------
+
+# Flush tables, round robin, until an eighth of the budget is free: this window's, or, where
+# it has few host VMAs itself, those of other windows of the machine that are not locked.
+cdef void relieve(mm_struct* mm) noexcept nogil:
+    cdef int64_t target = mm.mmu.vma_budget - (mm.mmu.vma_budget >> 3)
+    cdef uint64_t end = mm.user_start + mm.length
+    cdef uint64_t addr = max(mm.flush_hand, mm.user_start)
+    cdef bint wrapped = False
+    cdef mm_struct* other
+    if mm.host_edges < OWN_EDGES_WORTH:
+        other = windows.all
+        while other != NULL and peek64(&windows.host_vmas) > target:
+            if (other != mm and peek64(&other.host_edges) >= OWN_EDGES_WORTH
+                    and mutex_trylock(&other.lock)):
+                if other.state == MM_LIVE and other.mmu == mm.mmu:
+                    tlb_flush_window_locked(other)
+                mutex_unlock(&other.lock)
+            other = other.all_next
+        return
+    while peek64(&windows.host_vmas) > target and mm.host_edges > 0:
+        if next_table_locked(mm, &addr, end) == NULL:
+            if wrapped:
+                break
+            wrapped = True
+            addr = mm.user_start
+            continue
+        addr &= ~<uint64_t>((1 << PMD_SHIFT) - 1)
+        tlb_flush_locked(mm, addr, addr + (1 << PMD_SHIFT))
+        addr += 1 << PMD_SHIFT
+    mm.flush_hand = addr
+
+
+cdef void tlb_reserve_init() noexcept nogil:
+    spare_take()
+
+
+cdef void tlb_after_fork() noexcept nogil:
+    spare_lock.word = 0
+
+
+# A region whose pages alternate in protection: NR_SPARE host VMAs that can be given up.
+cdef void spare_take() noexcept nogil:
+    cdef uint64_t at
+    cdef int i
+    mutex_lock(&spare_lock)
+    if spare == 0:
+        at = host_reserve(NR_SPARE * PAGE_SIZE, PROT_NONE)
+        for i in range(0, NR_SPARE, 2):
+            if at != 0 and host_protect(at + i * PAGE_SIZE, PAGE_SIZE, PROT_READ) != 0:
+                host_unmap(at, NR_SPARE * PAGE_SIZE)
+                at = 0
+        set_spare(at)
+    mutex_unlock(&spare_lock)
+
+
+cdef void spare_drop() noexcept nogil:
+    mutex_lock(&spare_lock)
+    if spare != 0:
+        host_unmap(spare, NR_SPARE * PAGE_SIZE)
+        set_spare(0)
+    mutex_unlock(&spare_lock)
+
+
+cdef void set_spare(uint64_t at) noexcept nogil:
+    global spare
+    spare = at
+
+
+# ---- scratch pages ----------------------------------------------------------
+
+cdef int scratch_map_locked(mm_struct* mm, uint64_t addr, bint show_frame) noexcept nogil:
+    cdef uint64_t page_addr = addr & ~<uint64_t>(PAGE_SIZE - 1)
+    cdef uint64_t* pte = pte_offset_locked(mm, page_addr) if mm.state == MM_LIVE else NULL
+    cdef uint64_t at = host_address(mm, page_addr)
+    cdef uint64_t pfn
+    cdef int64_t before
+    cdef int nid, rc
+    cdef mmu* u = mm.mmu
+    if scratch_in(mm, page_addr, page_addr + PAGE_SIZE):
+        return 0                # another thread's fault put it there
+    if mm.nr_scratch == NR_SCRATCH:
+        clear_range(mm, mm.scratch[mm.scratch_hand], mm.scratch[mm.scratch_hand] + PAGE_SIZE)
+    if pte != NULL and pte[0] & PTE_PRESENT:
+        # The page may be read: show its bytes, in a copy that the host makes at the store.
+        pfn = pte_pfn(pte[0])
+        nid = page_zone(u.m, pfn_to_page(u.m, pfn)).nid
+        before = edges_around(mm, page_addr, pte)
+        if show_frame:
+            rc = host_map_private(at, PAGE_SIZE, u.fds[nid],
+                                  (pfn << PAGE_SHIFT) - u.fd_phys[nid])
+        else:
+            rc = host_map_zero(at, PAGE_SIZE)
+        if rc == 0:
+            pte[0] = pte_with_host(pte[0], HOST_NONE)
+            add_edges(mm, edges_around(mm, page_addr, pte) - before)
+    else:
+        rc = host_map_zero(at, PAGE_SIZE)
+    if rc == 0:
+        while mm.scratch[mm.scratch_hand] != 0:
+            mm.scratch_hand = (mm.scratch_hand + 1) & (NR_SCRATCH - 1)
+        mm.scratch[mm.scratch_hand] = page_addr
+        mm.scratch_hand = (mm.scratch_hand + 1) & (NR_SCRATCH - 1)
+        mm.nr_scratch += 1
+        atomic64_add_return(&windows.host_vmas, 2, SEQ_CST)
+    return rc
+
+
+cdef void scratch_flush_locked(mm_struct* mm) noexcept nogil:
+    cdef int i
+    for i in range(NR_SCRATCH):
+        if mm.scratch[i] != 0:
+            clear_range(mm, mm.scratch[i], mm.scratch[i] + PAGE_SIZE)
+
+
+cdef bint scratch_in(mm_struct* mm, uint64_t start, uint64_t end) noexcept nogil:
+    cdef int i
+    if mm.nr_scratch != 0:
+        for i in range(NR_SCRATCH):
+            if mm.scratch[i] - start < end - start and mm.scratch[i] != 0:
+                return True
+    return False
+
+
+cdef void scratch_forget(mm_struct* mm, uint64_t start, uint64_t end) noexcept nogil:
+    cdef int i
+    if mm.nr_scratch == 0:
+        return
+    for i in range(NR_SCRATCH):
+        if mm.scratch[i] != 0 and mm.scratch[i] - start < end - start:
+            mm.scratch[i] = 0
+            mm.nr_scratch -= 1
+            atomic64_add_return(&windows.host_vmas, -2, SEQ_CST)

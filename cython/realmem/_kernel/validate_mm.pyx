@@ -1,0 +1,160 @@
+# cython: language_level=3, cdivision=True, boundscheck=False, wraparound=False
+# cython: initializedcheck=False, nonecheck=False, profile=False, linetrace=False
+# All address spaces of a machine are locked at once, in the order of their ids, so that the
+# counts of shared frames add up.
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+from realmem._kernel.fault cimport page_mapcount
+from realmem._kernel.host_calls cimport mutex_lock, mutex_unlock
+from realmem._kernel.mm_types cimport (
+    HOST_READ, HOST_WRITE, MM_LIVE, PTE_PRESENT, PTE_RW, PTE_SPECIAL, PTRS_PER_TABLE,
+    USER_PGD_PTRS, VM_ACCESS, VM_WRITE, mm_struct, mmu, pte_host, pte_pfn, vma_slot,
+)
+from realmem._kernel.tlb cimport count_edges_locked
+from realmem._kernel.vmaindex cimport vma_find
+from realmem.types cimport (
+    PAGE_ALLOCATED, PAGE_SHIFT, PG_anon, PG_table, page, pfn_address, pfn_to_page,
+)
+
+cdef struct recount:
+    mmu* u
+    mm_struct* mm
+    uint32_t* counts
+    mm_finding* finding
+    int64_t anon                # of this address space
+    int64_t tables              # of this address space, its PGD excepted
+
+
+cdef bint validate_mms(mmu* u, mm_struct** mms, int64_t n, uint32_t* counts,
+                       mm_finding* finding_ret) noexcept nogil:
+    cdef recount r
+    cdef int64_t i
+    cdef int64_t tables = u.nr_kernel_tables
+    r.u = u
+    r.counts = counts
+    r.finding = finding_ret
+    finding_ret.what = MM_VALID
+    for i in range(n):
+        mutex_lock(&mms[i].lock)
+    for i in range(n):
+        if mms[i].state == MM_LIVE and finding_ret.what == MM_VALID:
+            r.mm = mms[i]
+            validate_mm_locked(&r)
+            tables += r.tables + 1
+    if finding_ret.what == MM_VALID:
+        validate_frames(&r, tables)
+    for i in range(n - 1, -1, -1):
+        mutex_unlock(&mms[i].lock)
+    return finding_ret.what == MM_VALID
+
+
+cdef bint fail(recount* r, int what, uint64_t where, int64_t expected,
+               int64_t found) noexcept nogil:
+    r.finding.what = what
+    r.finding.pid = r.mm.pid
+    r.finding.where = where
+    r.finding.expected = expected
+    r.finding.found = found
+    return False
+
+
+cdef bint validate_mm_locked(recount* r) noexcept nogil:
+    cdef mm_struct* mm = r.mm
+    cdef uint64_t end = 0
+    cdef int64_t i
+    r.anon = 0
+    r.tables = 0
+    for i in range(mm.vmas.count):
+        if mm.vmas.slots[i].start < end or mm.vmas.slots[i].start >= mm.vmas.slots[i].end:
+            return fail(r, MM_VMA_ORDER, mm.vmas.slots[i].start, <int64_t>end, i)
+        end = mm.vmas.slots[i].end
+    if not validate_table(r, mm.pgd_pfn, 0, 3):
+        return False
+    if r.anon != mm.anon_rss:
+        return fail(r, MM_RSS, 0, r.anon, mm.anon_rss)
+    if r.tables != mm.nr_ptes:
+        return fail(r, MM_NR_PTES, 0, r.tables, mm.nr_ptes)
+    if count_edges_locked(mm) != mm.host_edges:
+        return fail(r, MM_HOST_EDGES, 0, count_edges_locked(mm), mm.host_edges)
+    return True
+
+
+# One table at a level (3 PGD ... 0 PTEs) whose first entry stands for `base`.
+cdef bint validate_table(recount* r, uint64_t pfn, uint64_t base, int level) noexcept nogil:
+    cdef uint64_t* table = <uint64_t*>pfn_address(r.u.m, pfn)
+    cdef int64_t used = 0
+    cdef int i
+    cdef uint64_t addr
+    for i in range(USER_PGD_PTRS if level == 3 else PTRS_PER_TABLE):
+        if table[i] == 0:
+            continue
+        used += 1
+        addr = base + (<uint64_t>i << (PAGE_SHIFT + 9 * level))
+        if level > 0:
+            r.tables += 1
+            if not validate_table(r, pte_pfn(table[i]), addr, level - 1):
+                return False
+        elif not validate_pte(r, table[i], addr):
+            return False
+    if <int64_t>pfn_to_page(r.u.m, pfn).private != used:
+        return fail(r, MM_TABLE_USE, pfn, used, <int64_t>pfn_to_page(r.u.m, pfn).private)
+    return True
+
+
+cdef bint validate_pte(recount* r, uint64_t entry, uint64_t addr) noexcept nogil:
+    cdef vma_slot* vma = vma_find(&r.mm.vmas, addr)
+    cdef page* p = pfn_to_page(r.u.m, pte_pfn(entry))
+    if vma == NULL or addr < vma.start:
+        return fail(r, MM_OUTSIDE_VMA, addr, 0, <int64_t>entry)
+    if (entry & PTE_RW and not vma.flags & VM_WRITE) or not vma.flags & VM_ACCESS:
+        return fail(r, MM_ABOVE_VMA, addr, <int64_t>vma.flags, <int64_t>entry)
+    if pte_host(entry) == HOST_WRITE and not entry & PTE_RW or (
+            pte_host(entry) >= HOST_READ and not entry & PTE_PRESENT):
+        return fail(r, MM_ABOVE_ENTRY, addr, 0, <int64_t>entry)
+    if entry & PTE_SPECIAL:
+        if pte_pfn(entry) != r.u.zero_pfn or entry & PTE_RW:
+            return fail(r, MM_NOT_ANON, addr, <int64_t>r.u.zero_pfn, <int64_t>entry)
+        return True
+    r.anon += 1
+    r.counts[pte_pfn(entry)] += 1
+    if p.kind.h.state != PAGE_ALLOCATED or not p.flags & (1 << PG_anon):
+        return fail(r, MM_NOT_ANON, addr, 0, <int64_t>entry)
+    if entry & PTE_RW and page_mapcount(p) != 1:
+        return fail(r, MM_SHARED_WRITABLE, addr, 1, page_mapcount(p))
+    return True
+
+
+# What the frames themselves say, against what the walks found.
+cdef bint validate_frames(recount* r, int64_t tables) noexcept nogil:
+    cdef int64_t found_tables = 0
+    cdef int nid
+    cdef uint64_t pfn, end, mapped
+    cdef page* p
+    r.mm = NULL
+    for nid in range(r.u.m.nr_nodes):
+        pfn = r.u.m.nodes[nid].start_pfn
+        end = pfn + r.u.m.nodes[nid].spanned_pages
+        while pfn < end:
+            p = pfn_to_page(r.u.m, pfn)
+            mapped = r.counts[pfn]
+            if p.kind.h.state == PAGE_ALLOCATED and p.flags & (1 << PG_table):
+                found_tables += 1
+            if p.kind.h.state == PAGE_ALLOCATED and (mapped or p.flags & (1 << PG_anon)):
+                if page_mapcount(p) != <int64_t>mapped:
+                    return frame_fail(r, MM_MAPCOUNT, pfn, mapped, page_mapcount(p))
+                if p.counts.c.refcount < <int64_t>mapped:
+                    return frame_fail(r, MM_REFCOUNT, pfn, mapped, p.counts.c.refcount)
+            pfn += 1
+    if found_tables != tables:
+        return frame_fail(r, MM_LOST_TABLE, 0, tables, found_tables)
+    return True
+
+
+cdef bint frame_fail(recount* r, int what, uint64_t pfn, int64_t expected,
+                     int64_t found) noexcept nogil:
+    r.finding.what = what
+    r.finding.pid = 0
+    r.finding.where = pfn
+    r.finding.expected = expected
+    r.finding.found = found
+    return False

@@ -1,0 +1,40 @@
+# Windows: the host address space of simulated processes, and the blocks that describe them.
+from libc.stdint cimport int64_t, uint64_t
+
+from realmem._kernel.host_calls cimport mutex
+from realmem._kernel.mm_types cimport mm_struct, mmu
+
+cdef enum:
+    NR_HOST_GIB = 131072        # 2^47 bytes of host user space in slots of 1 GiB
+
+# Everything that the handler and ordinary code share, but for the fault records.
+cdef struct window_table:
+    # Which block's window covers a GiB of host addresses; read without a lock.
+    # Writer: window_create and window_reap, with the GIL held.
+    mm_struct* by_gib[131072]
+    mutex pool_lock             # guards pool and next_id
+    mm_struct* pool
+    uint64_t next_id
+    mm_struct* all              # every block; pushed under pool_lock, never popped
+    int64_t host_vmas           # host VMAs of all windows; atomic
+    uint64_t generation         # raised in each child of os.fork(); writer: the fork hook
+cdef window_table windows
+
+# The block whose window covers a host address, or NULL.  Signal-safe and lock-free: the
+# caller locks the block and asks window_covers() before it believes it.
+cdef mm_struct* window_lookup(uint64_t host) noexcept nogil
+cdef bint window_covers_locked(const mm_struct* mm, uint64_t host) noexcept nogil
+
+# A fresh block in state MM_LIVE with an empty VMA index, a PGD and a window of
+# length_ref[0] bytes, halved down to 1 GiB while the host refuses (what it got goes back
+# there).  Not for the handler.
+# Returns: NULL with error_ret ENOMEM (no frame) or EAGAIN (no host address space).
+cdef mm_struct* mm_create(mmu* u, int pid, int nid, uint64_t* length_ref,
+                          int* error_ret) noexcept nogil
+
+# Give back windows of dead blocks that no view covers; returns how many.  Needs the GIL
+# (exports), never called by a finalizer.
+cdef int window_reap() noexcept nogil
+
+# In the child of os.fork(): leave nothing mapped in any window, forget every block.
+cdef void windows_after_fork() noexcept nogil

@@ -1,0 +1,446 @@
+"""
+Simulated processes.
+
+A Machine makes one ProcessTable at its first spawn and delegates to it.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple
+
+from realmem._core import faults
+from realmem._core.mm import Mmu, host_vmas, reap
+from realmem.errors import HostError
+from realmem.layout import PAGE_SIZE, parse_size
+from realmem.mm import mmap as calls
+from realmem.mm.address_space import MemoryMap
+from realmem.mm.vma import Vma
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from realmem._core.pages import PageAllocator
+    from realmem.pool import Pool
+
+GIB = 1 << 30
+ENTRY_BITS = {
+    0x1: "present",
+    0x2: "rw",
+    0x4: "user",
+    0x20: "accessed",
+    0x40: "dirty",
+    0x80: "huge",
+    0x100: "global",
+    0x200: "special",
+    1 << 63: "nx",
+}
+HOST_SHIFT = 52
+HOST_STATES = ("none", "noaccess", "read", "write")
+PFN_MASK = 0x000FFFFFFFFFF000
+
+
+class WalkStep(NamedTuple):
+    """
+    One level of a page-table walk.
+
+    :ivar level: ``"pgd"``, ``"pud"``, ``"pmd"`` or ``"pte"``.
+    :ivar address: physical address of the entry.
+    :ivar raw: the 64-bit entry, x86-64 format.
+    :ivar decoded: ``pfn``, ``flags`` (a frozenset of names) and, at the last level, ``host``:
+        what the host has mapped there, which software bits 52 and 53 of the entry keep.
+    """
+
+    level: str
+    address: int
+    raw: int
+    decoded: Mapping[str, object]
+
+
+def _decode(level: str, raw: int) -> Mapping[str, object]:
+    flags = frozenset(name for bit, name in ENTRY_BITS.items() if raw & bit)
+    decoded: dict[str, object] = {"pfn": (raw & PFN_MASK) >> 12, "flags": flags}
+    if level == "pte":
+        decoded["host"] = HOST_STATES[raw >> HOST_SHIFT & 3]
+    return MappingProxyType(decoded)
+
+
+class Process:
+    """
+    A simulated process: an address space of its own, real loads and stores in it.
+
+    Made by ``machine.spawn()`` and ``fork()``.  Methods raise ProcessLookupError once it exited,
+    ValueError when its machine is closed or was inherited over ``os.fork()``.
+
+    :ivar pid: its number on its machine, from 1.
+    :ivar name: for people.
+    :ivar parent: who forked it, or None.
+    :ivar uid: 0 has every capability.
+    """
+
+    def __init__(
+        self,
+        table: ProcessTable,
+        pid: int,
+        name: str,
+        parent: Process | None,
+        node: int | None,
+        uid: int,
+        mm: MemoryMap,
+    ) -> None:
+        self.pid = pid
+        self.name = name
+        self.parent = parent
+        self.uid = uid
+        self._table = table
+        self._node = node
+        self._children: dict[int, Process] = {}
+        self._status: int | None = None
+        self.mm = mm
+
+    def __repr__(self) -> str:
+        state = "" if self._status is None else ", exited"
+        return f"<Process {self.pid} {self.name!r}{state}>"
+
+    # ---- life ----
+
+    @property
+    def children(self) -> list[Process]:
+        """Children that were not waited for yet, by pid."""
+        return [self._children[pid] for pid in sorted(self._children)]
+
+    def fork(self, name: str | None = None) -> Process:
+        """
+        Make a child that shares every page, copy-on-write.
+
+        Compare kernel/fork.c:copy_process() => dup_mmap().
+
+        :param name: of the child; None takes the parent's.
+        :raises OSError: ENOMEM, no frames for the child's page tables; the parent lost nothing.
+        """
+        self.mm.core.check_alive()
+        return self._table.fork(self, self.name if name is None else name)
+
+    def exit(self, code: int = 0) -> None:
+        """
+        End the process: everything it had goes back at once.
+
+        Views of its memory may live on; an access through them is SEGV_MAPERR.
+        """
+        self.mm.core.check_alive()
+        self._table.exit(self, (code & 0xFF) << 8)
+
+    def wait(self, pid: int = -1) -> tuple[int, int]:
+        """
+        Wait for a child to exit, and forget it.
+
+        :param pid: of the child; -1 is any.
+        :return: its pid and status, as waitpid(2) gives it.
+        :raises ChildProcessError: there is no such child.
+        """
+        self.mm.core.check_alive()
+        return self._table.wait(self, pid)
+
+    # ---- system calls ----
+
+    def mmap(
+        self,
+        addr: int | None,
+        length: int,
+        prot: int,
+        flags: int,
+        file: object = None,
+        offset: int = 0,
+    ) -> int:
+        """
+        Map private anonymous memory.
+
+        Compare mm/mmap.c:do_mmap().
+
+        :param addr: hint, or with MAP_FIXED the place; None is 0.
+        :param length: bytes, rounded up to pages.
+        :param prot: PROT_* bits.
+        :param flags: MAP_PRIVATE | MAP_ANONYMOUS, and MAP_FIXED, MAP_FIXED_NOREPLACE,
+            MAP_POPULATE, MAP_NORESERVE.
+        :return: the address.
+        :raises OSError: as Linux's; EOPNOTSUPP for kinds of mappings that are not there yet.
+        """
+        self.mm.core.check_alive()
+        return calls.mmap(self.mm, addr, length, prot, flags, file, offset)
+
+    def munmap(self, addr: int, length: int) -> None:
+        """
+        Unmap a range; what is mapped in part is split.
+
+        :raises OSError: EINVAL or ENOMEM, as Linux's.
+        """
+        self.mm.core.check_alive()
+        calls.munmap(self.mm, addr, length)
+
+    # ---- touching memory ----
+
+    def view(self, addr: int, length: int) -> memoryview:
+        """
+        Give a memoryview of the live window: loads and stores in it are real, and fault.
+
+        Keep the accesses in ``with p.guard():`` to have forbidden ones raised there.
+
+        :raises ValueError: the range is not all in the process's window.
+        """
+        return self.mm.core.view(addr, length)
+
+    def host_address(self, addr: int) -> int:
+        """
+        Give the host address of one of the process's own, for ctypes or Cython.
+
+        :raises ValueError: it is not in the process's window.
+        """
+        return self.mm.core.host_address(addr)
+
+    def guard(self) -> faults.Guard:
+        """
+        Give a context manager that raises forbidden raw accesses of this thread at its end.
+
+        :raises SegmentationFault: at the end of the ``with`` block, for the first of them.
+        """
+        self.mm.core.check_alive()
+        return faults.Guard(self.mm.core.id)
+
+    def read(self, addr: int, n: int) -> bytes:
+        """
+        Read bytes by the software MMU: no signal, no host mapping.
+
+        :raises SegmentationFault: at the first address it may not read.
+        """
+        if n < 0:
+            raise ValueError(f"cannot read {n} bytes")
+        data: bytes = self.mm.core.access(addr, None, n)
+        return data
+
+    def write(self, addr: int, data: bytes | bytearray | memoryview) -> None:
+        """
+        Write bytes by the software MMU; copy-on-write is broken as by a store.
+
+        :raises SegmentationFault: at the first address it may not write; what comes before is
+            written.
+        """
+        self.mm.core.access(addr, data, len(memoryview(data).cast("B")))
+
+    def touch(self, addr: int, length: int, write: bool = False) -> None:
+        """
+        Access each page of a range once by the software MMU; a write changes no byte.
+
+        :raises SegmentationFault: at the first address it may not touch.
+        """
+        if length < 0:
+            raise ValueError(f"cannot touch {length} bytes")
+        self.mm.core.touch(addr, length, write)
+
+    # ---- looking ----
+
+    @property
+    def vmas(self) -> list[Vma]:
+        """The VMAs in address order."""
+        self.mm.core.check_alive()
+        return list(self.mm.vmas)
+
+    def find_vma(self, addr: int) -> Vma | None:
+        """Give the VMA that holds ``addr``, or the next one above (mm/mmap.c:find_vma())."""
+        self.mm.core.check_alive()
+        return self.mm.find_vma(addr)
+
+    def walk(self, addr: int) -> list[WalkStep]:
+        """Walk the page tables for an address, kernel half included."""
+        return [
+            WalkStep(level, where, raw, _decode(level, raw))
+            for level, where, raw in self.mm.core.walk(addr & (1 << 64) - 1)
+        ]
+
+    @property
+    def rss(self) -> int:
+        """Pages that its page tables map, the zero page excepted."""
+        return int(self.mm.core.counters[0])
+
+    @property
+    def min_flt(self) -> int:
+        """Faults served without I/O."""
+        return int(self.mm.core.counters[1])
+
+    @property
+    def maj_flt(self) -> int:
+        """Faults that had to wait for I/O."""
+        return int(self.mm.core.counters[2])
+
+
+class ProcessTable:
+    """
+    The processes of one machine.
+
+    :param core: the machine's allocator.
+    :param pool: its memory.
+    :param window: host address space a process, bytes or a size; a power of two from 1G.
+    :param host_vmas: budget of host VMAs; None is half of the host's ``vm.max_map_count``.
+    :ivar live: those that have not exited, by pid.
+    """
+
+    def __init__(
+        self, core: PageAllocator, pool: Pool, window: int | str, host_vmas: int | None
+    ) -> None:
+        self._core = core
+        self._pool = pool
+        self._window = check_window(window)
+        self._vma_budget = default_vma_budget() if host_vmas is None else host_vmas
+        self.live: dict[int, Process] = {}
+        self._exited = threading.Condition(threading.RLock())
+        self._mmu: Mmu | None = None
+        self._next_pid = 1
+
+    def spawn(self, name: str = "init", node: int | None = None, uid: int = 0) -> Process:
+        """
+        Start a process with an empty address space; the first one installs the fault handler.
+
+        :param name: for people.
+        :param node: where its software accesses allocate from; None is the calling CPU's node.
+        :param uid: 0 has every capability.
+        :raises OutOfMemory: no frames for its page tables.
+        :raises HostError: no host address space for its window, or a backing it cannot map.
+        :raises ValueError: closed machine or unknown node.
+        """
+        self._core.check_alive()
+        if not isinstance(name, str):
+            raise TypeError(f"name must be a str, not {name!r}")
+        if node is not None and not 0 <= node < len(self._pool.nodes):
+            raise ValueError(f"no node {node}: this machine has {len(self._pool.nodes)}")
+        faults.check_pending()
+        if self._pool.hugetlb:
+            raise HostError(
+                errno.EOPNOTSUPP,
+                "windows of a machine on hugetlb backing are not there yet: use backing='4K'",
+            )
+        faults.install()
+        reap()
+        with self._exited:
+            mm = MemoryMap.new(self._paging(), self._next_pid, node, self._window)
+            return self._add(name, None, node, uid, mm)
+
+    def fork(self, parent: Process, name: str) -> Process:
+        """Make a copy-on-write child."""
+        reap()
+        with self._exited:
+            mm = parent.mm.fork(self._next_pid, parent._node)
+            return self._add(name, parent, parent._node, parent.uid, mm)
+
+    def _add(
+        self, name: str, parent: Process | None, node: int | None, uid: int, mm: MemoryMap
+    ) -> Process:
+        process = Process(self, self._next_pid, name, parent, node, uid, mm)
+        self._next_pid += 1
+        self.live[process.pid] = process
+        if parent is not None:
+            parent._children[process.pid] = process
+        return process
+
+    def exit(self, process: Process, status: int) -> None:
+        """End a process; its children go to process 1, if there is one, else to nobody."""
+        with self._exited:
+            process.mm.close()
+            process._status = status
+            self.live.pop(process.pid, None)
+            init = self.live.get(1)
+            for child in process._children.values():
+                child.parent = init
+                if init is not None:
+                    init._children[child.pid] = child
+            process._children = {}
+            self._exited.notify_all()
+        reap()
+
+    def wait(self, parent: Process, pid: int) -> tuple[int, int]:
+        """Wait until a child has exited."""
+        with self._exited:
+            while True:
+                children = [c for c in parent._children.values() if pid in (-1, c.pid)]
+                if not children:
+                    raise ChildProcessError(errno.ECHILD, "no child processes")
+                for child in children:
+                    if child._status is not None:
+                        del parent._children[child.pid]
+                        return child.pid, child._status
+                self._exited.wait()
+                parent.mm.core.check_alive()
+
+    # ---- the machine's other questions ----
+
+    @property
+    def exports(self) -> int:
+        """Live views of windows."""
+        return sum(p.mm.core.exports for p in list(self.live.values()))
+
+    @property
+    def host_vmas(self) -> int:
+        """Host VMAs that windows take, those of other machines included."""
+        return int(host_vmas())
+
+    def mappings_of(self, pfn: int) -> list[tuple[int, int]]:
+        """List the (pid, address) pairs whose page tables map a frame."""
+        if self._mmu is None:
+            return []
+        found = [
+            (pid, addr)
+            for pid, process in list(self.live.items())
+            for addr in process.mm.core.addresses_of(pfn)
+        ]
+        return sorted(found)
+
+    def check(self) -> None:
+        """
+        Recount every page table, mapping and count.
+
+        :raises InvariantError: names the first that is wrong.
+        """
+        if self._mmu is not None:
+            self._mmu.check([p.mm.core for p in list(self.live.values())])
+
+    def close(self) -> None:
+        """End every process and give the kernel's page tables back; views answer SEGV_MAPERR."""
+        with self._exited:
+            for process in list(self.live.values()):
+                process.mm.close()
+                process._status = 9
+            self.live.clear()
+            if self._mmu is not None:
+                self._mmu.close()
+                self._mmu = None
+            self._exited.notify_all()
+        reap()
+
+    def _paging(self) -> Mmu:
+        if self._mmu is None:
+            self._mmu = Mmu(self._core, self._pool.fds, self._vma_budget)
+        return self._mmu
+
+
+def check_window(window: int | str) -> int:
+    """
+    Read the ``window`` option.
+
+    :raises ValueError: not a power of two from 1G to 32T.
+    """
+    length = parse_size(window, "window")
+    if not GIB <= length <= 1 << 45 or length & length - 1:
+        raise ValueError(f"window must be a power of two from 1G to 32T: {window!r}")
+    return length
+
+
+def default_vma_budget() -> int:
+    """Give half of the host's ``vm.max_map_count``."""
+    try:
+        return int(Path("/proc/sys/vm/max_map_count").read_text()) // 2
+    except (OSError, ValueError):
+        return 65530 // 2
+
+
+__all__ = ["PAGE_SIZE", "Process", "ProcessTable", "WalkStep"]

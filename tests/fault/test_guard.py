@@ -1,0 +1,280 @@
+"""Forbidden raw accesses: never fatal, raised once, by API.md's three rules."""
+
+from __future__ import annotations
+
+
+def test_guard_reports_each_kind(child) -> None:
+    child("""
+    with Machine(nodes=1, memory="16M") as machine:
+        p = machine.spawn()
+        ro = p.mmap(None, PAGE, PROT_READ, ANON)
+        none = p.mmap(ro - 5 * PAGE, PAGE, PROT_NONE, ANON)
+        x, y, z = (array(p, a, PAGE) for a in (ro, none, ro + PAGE))
+        cases = [
+            ("read-only", lambda: x.__setitem__(3, 1), ro + 24, "write", SEGV_ACCERR),
+            ("none, load", lambda: y[0], none, "read", SEGV_ACCERR),
+            ("none, store", lambda: y.__setitem__(0, 1), none, "write", SEGV_ACCERR),
+            ("no VMA, load", lambda: z[0], ro + PAGE, "read", SEGV_MAPERR),
+            ("no VMA, store", lambda: z.__setitem__(1, 1), ro + PAGE + 8, "write", SEGV_MAPERR),
+        ]
+        for name, access, addr, kind, code in cases:
+            for again in range(2):          # after the report the next access faults again
+                try:
+                    with p.guard():
+                        access()
+                except SegmentationFault as error:
+                    found = (error.address, error.access, error.code, error.pid)
+                    assert found == (addr, kind, code, p.pid), (name, found)
+                else:
+                    raise AssertionError(name)
+        assert x[3] == 0 and p.read(ro, PAGE) == bytes(PAGE)
+        with p.guard():
+            x[0]                            # allowed
+        machine.check()
+        del x, y, z
+    """)
+
+
+def test_a_forbidden_store_reaches_no_frame(child) -> None:
+    """Not the page's own frame, nor a sharer's; what may be read is still read right."""
+    child("""
+    with Machine(nodes=1, memory="16M") as machine:
+        p = machine.spawn()
+        a = p.mmap(None, 4 * PAGE, RW, ANON)
+        p.write(a, b"abcd" * PAGE)
+        p.munmap(a + PAGE, PAGE)
+        # The same frames, read-only: fork, then look through the direct map.
+        c = p.fork()
+        x = array(c, a, 4 * PAGE, np.uint8)
+        frame = pte(p, a).decoded["pfn"]
+        def store():
+            with c.guard():
+                x[PAGE:PAGE + 16] = 7      # in the hole
+        raises(SegmentationFault, store)
+        assert p.read(a, PAGE) == b"abcd" * 1024
+        r = p.mmap(None, PAGE, PROT_READ, ANON)
+        y = array(p, r, PAGE, np.uint8)
+        assert y[0] == 0                   # the zero page
+        def scribble():
+            with p.guard():
+                y[:] = 9
+                assert y[5] == 9           # the scratch page took it
+        raises(SegmentationFault, scribble)
+        assert not y.any() and p.read(r, PAGE) == bytes(PAGE)
+        zero = array(c, c.mmap(None, PAGE, RW, ANON), PAGE)
+        assert not zero.any()              # everybody's zero page is still zero
+        machine.check()
+        del x, y, zero
+    """)
+
+
+def test_many_forbidden_pages_are_one_report(child) -> None:
+    child("""
+    with Machine(nodes=1, memory="16M") as machine:
+        p = machine.spawn()
+        a = p.mmap(None, PAGE, RW, ANON)
+        x = array(p, a - 2000 * PAGE, 2001 * PAGE)
+        def store():
+            with p.guard():
+                x[:] = 1
+        error = raises(SegmentationFault, store)
+        assert error.address == a - 2000 * PAGE and error.code == SEGV_MAPERR
+        assert x[2000 * 512] == 1           # the legitimate part was stored
+        with p.guard():
+            pass                            # raised once
+        with open("/proc/self/maps") as f:
+            assert sum(1 for _ in f) < 1000
+        machine.check()
+        del x
+    """)
+
+
+def test_next_call_raises_before_anything_changes(child) -> None:
+    child("""
+    def work():
+        x[0] = 1
+        try:
+            p.mmap(None, PAGE, RW, ANON)
+        except SegmentationFault as error:
+            found.append((error.address, len(p.vmas)))
+        p.mmap(None, PAGE, RW, ANON)        # once
+        found.append(len(p.vmas))
+    with Machine(nodes=1, memory="16M") as machine:
+        p = machine.spawn()
+        hole = p.mm.high - 4 * PAGE
+        x = array(p, hole, PAGE)
+        found = []
+        t = threading.Thread(target=work)
+        t.start(); t.join()
+        assert found == [(hole, 0), 1], found
+        del x
+    """)
+
+
+def test_main_thread_is_interrupted(child) -> None:
+    child("""
+    with Machine(nodes=1, memory="16M") as machine:
+        p = machine.spawn()
+        hole = p.mm.high - 4 * PAGE
+        x = array(p, hole, PAGE)
+        try:
+            x[0] = 1
+            for _ in range(1000):
+                pass
+        except SegmentationFault as error:
+            assert error.address == hole
+        else:
+            raise AssertionError("not interrupted")
+        p.mmap(None, PAGE, RW, ANON)
+        del x
+    """)
+
+
+def test_threads_keep_their_reports_apart(child) -> None:
+    child("""
+    def work(i):
+        barrier.wait()
+        for turn in range(20):
+            try:
+                with p.guard():
+                    views[i][turn] = 1
+                    barrier.wait()
+            except SegmentationFault as error:
+                found[i].append(error.address)
+    with Machine(nodes=1, memory="16M") as machine:
+        p = machine.spawn()
+        low = p.mm.high - 64 * PAGE
+        views = [array(p, low + i * PAGE, PAGE) for i in range(3)]
+        found = [[], [], []]
+        barrier = threading.Barrier(3)
+        threads = [threading.Thread(target=work, args=(i,)) for i in range(3)]
+        for t in threads: t.start()
+        for t in threads: t.join()
+        for i in range(3):
+            assert found[i] == [low + i * PAGE + 8 * t for t in range(20)], found[i]
+        with p.guard():
+            pass
+        machine.check()
+        views.clear()
+    """)
+
+
+def test_a_thread_unknown_to_python_reports_to_the_open_guard(child) -> None:
+    child("""
+    from realmem._bench.fault_loops import store_in_new_thread
+    with Machine(nodes=1, memory="16M") as machine:
+        p = machine.spawn()
+        hole = p.mm.high - 4 * PAGE
+        v = p.view(hole, PAGE)
+        where = p.host_address(hole)
+        def store():
+            with p.guard():
+                store_in_new_thread(where, 1)
+        assert raises(SegmentationFault, store).address == hole
+        try:
+            store_in_new_thread(where + 8, 1)       # else to the main thread
+            for _ in range(1000):
+                pass
+        except SegmentationFault as error:
+            assert error.address == hole + 8
+        else:
+            raise AssertionError("not reported")
+        v.release()
+    """)
+
+
+def test_other_guards_do_not_take_it(child) -> None:
+    child("""
+    with Machine(nodes=1, memory="16M") as machine:
+        p, q = machine.spawn("p"), machine.spawn("q")
+        x = array(p, p.mm.high - PAGE, PAGE)
+        def both():
+            with p.guard():
+                with q.guard():
+                    x[0] = 1
+                raise_here.append(1)
+        raise_here = []
+        assert raises(SegmentationFault, both).pid == p.pid
+        assert raise_here == [1]
+        del x
+    """)
+
+
+def test_raw_fault_without_a_frame_is_out_of_memory(child) -> None:
+    child("""
+    with Machine(nodes=1, memory="8M") as machine:
+        p = machine.spawn()
+        a = p.mmap(None, 4096 * PAGE, RW, ANON)
+        x = array(p, a, 4096 * PAGE)
+        def store():
+            with p.guard():
+                x[::512] = 1
+        error = raises(rm.OutOfMemory, store)
+        assert error.order == 0 and "fault" in str(error)
+        rss = p.rss
+        assert 0 < rss < 4096
+        machine.check()
+        p.munmap(a, 4000 * PAGE)
+        with p.guard():
+            x[-512] = 5                     # the next access tries again
+        assert x[-512] == 5
+        machine.check()
+        del x
+    """)
+
+
+def test_views_outlive_processes_and_machines(child) -> None:
+    child("""
+    machine = Machine(nodes=1, memory="16M")
+    with machine:
+        p = machine.spawn()
+        a = p.mmap(None, PAGE, RW, ANON)
+        x = array(p, a, PAGE)
+        x[0] = 1
+        raises(BufferError, machine.close)
+        guard = p.guard()
+        p.exit()
+        def load():
+            with guard:
+                x[0]
+        error = raises(SegmentationFault, load)
+        assert (error.address, error.code) == (a, SEGV_MAPERR)
+        for call in (p.fork, p.exit, p.guard, lambda: p.view(a, 1), lambda: p.mmap(0, 1, 3, 34),
+                     lambda: p.rss, lambda: p.vmas, lambda: p.walk(a), lambda: p.read(a, 1)):
+            raises(ProcessLookupError, call)
+        q = machine.spawn()
+        assert q.host_address(a) != x.ctypes.data       # its window is not reused
+        b = q.mmap(None, PAGE, RW, ANON)
+        y = array(q, b, PAGE)
+        y[0] = 2
+    for view, addr in ((x, a), (y, b)):
+        try:
+            view[1] = 1
+            for _ in range(1000):
+                pass
+        except SegmentationFault as error:
+            assert (error.address, error.access, error.code) == (addr + 8, "write", SEGV_MAPERR)
+        else:
+            raise AssertionError("not reported")
+    raises(ValueError, q.mmap, None, PAGE, RW, ANON)
+    raises(ValueError, machine.spawn)
+    """)
+
+
+def test_machine_nobody_closed(child) -> None:
+    child("""
+    def use():
+        machine = Machine(nodes=1, memory="16M")
+        p = machine.spawn()
+        a = p.mmap(None, PAGE, RW, ANON)
+        x = array(p, a, PAGE)
+        x[0] = 1
+        return x
+    x = use()
+    gc.collect()
+    del x
+    gc.collect()
+    with Machine(nodes=1, memory="16M") as machine:
+        machine.spawn().fork()
+        machine.check()
+    """)

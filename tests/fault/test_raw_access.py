@@ -1,0 +1,241 @@
+"""Raw loads and stores through a view: served, isolated, given back."""
+
+from __future__ import annotations
+
+
+def test_numpy_stores_and_loads_many_pages(child) -> None:
+    child("""
+    with Machine(nodes=1, memory="64M") as machine:
+        p = machine.spawn()
+        n = 300 * PAGE
+        x = array(p, p.mmap(None, n, RW, ANON), n)
+        data = np.random.default_rng(1).integers(0, 2**63, len(x)).astype(np.uint64)
+        x[:] = data
+        assert (x == data).all()
+        assert p.rss == 300 and p.min_flt == 300, (p.rss, p.min_flt)
+        x.sort()
+        assert (x == np.sort(data)).all()
+        machine.check()
+        del x
+    """)
+
+
+def test_fresh_memory_reads_as_the_one_zero_page(child) -> None:
+    child("""
+    with Machine(nodes=1, memory="64M") as machine:
+        p = machine.spawn()
+        a = p.mmap(None, 600 * PAGE, RW, ANON)
+        x = array(p, a, 600 * PAGE)
+        assert x.sum() == 0 and p.rss == 0 and p.min_flt == 600
+        pfns = {pte(p, a + i * PAGE).decoded["pfn"] for i in range(600)}
+        assert len(pfns) == 1
+        flags = pte(p, a).decoded["flags"]
+        assert "special" in flags and "rw" not in flags
+        x[512 * 7] = 1                  # a store takes a frame of its own, the others stay
+        assert p.rss == 1 and x.sum() == 1
+        machine.check()
+        del x
+    """)
+
+
+def test_reused_frames_come_back_zeroed(child) -> None:
+    child("""
+    with Machine(nodes=1, memory="16M") as machine:
+        p = machine.spawn()
+        n = 1000 * PAGE
+        for turn in range(4):
+            a = p.mmap(None, n, RW, ANON)
+            x = array(p, a, n)
+            assert x.sum() == 0
+            x[::512] = 0
+            assert x.sum() == 0
+            x[:] = 2**64 - 1
+            del x
+            p.munmap(a, n)
+            assert p.rss == 0
+        machine.check()
+    """)
+
+
+def test_munmap_splits_and_zaps(child) -> None:
+    child("""
+    with Machine(nodes=1, memory="16M") as machine:
+        p = machine.spawn()
+        a = p.mmap(None, 3 * PAGE, RW, ANON)
+        x = array(p, a, 3 * PAGE)
+        x[:] = 5
+        p.munmap(a + PAGE, 1)
+        assert [(v.start, v.end) for v in p.vmas] == [(a, a + PAGE), (a + 2 * PAGE, a + 3 * PAGE)]
+        assert x[0] == 5 and x[1024] == 5 and p.rss == 2
+        def load():
+            with p.guard():
+                x[512]
+        error = raises(SegmentationFault, load)
+        assert (error.address, error.access, error.code) == (a + PAGE, "read", SEGV_MAPERR)
+        machine.check()
+        del x
+    """)
+
+
+def test_frames_and_host_memory_come_back_on_exit(child) -> None:
+    child("""
+    def maps():
+        with open("/proc/self/maps") as f:
+            return sum(1 for _ in f)
+    with Machine(nodes=1, memory="64M") as machine:
+        for turn in range(6):
+            if turn == 1:               # the first turn brings what stays, such as blocks
+                before, host = free_pages(machine), maps()
+            p = machine.spawn()
+            a = p.mmap(None, 500 * PAGE, RW, ANON)
+            x = array(p, a, 500 * PAGE)
+            x[:] = 1
+            kids = [p.fork() for _ in range(3)]
+            for kid in kids:
+                array(kid, a, PAGE)[0] = 2
+            x[0] = 3
+            machine.check()
+            for kid in kids:
+                kid.exit()
+                p.wait()
+            del x
+            p.exit()
+            machine.check()
+        assert free_pages(machine) == before, (free_pages(machine), before)
+        assert maps() <= host + 4, (maps(), host)
+        assert not machine.processes
+    """)
+
+
+def test_walk_agrees_with_the_frames(child) -> None:
+    """The entry's frame holds, through the direct map, what the view stored."""
+    child("""
+    with Machine(nodes=1, memory="64M") as machine:
+        p = machine.spawn()
+        a = p.mmap(None, 20 * PAGE, RW, ANON)
+        x = array(p, a, 20 * PAGE)
+        for i in range(20):
+            x[i * 512 + i] = 1000 + i
+        for i in range(20):
+            at = a + i * PAGE
+            steps = p.walk(at)
+            assert [s.level for s in steps] == ["pgd", "pud", "pmd", "pte"]
+            for step, down in zip(steps, steps[1:]):
+                assert down.address >> 12 == step.decoded["pfn"]
+                where = machine.va(step.address)
+                assert ctypes.c_uint64.from_address(where).value == step.raw
+                assert "table" in machine.pfn_to_page(step.decoded["pfn"]).flags
+            pfn = steps[-1].decoded["pfn"]
+            where = machine.va(pfn * PAGE) + i * 8
+            assert ctypes.c_uint64.from_address(where).value == 1000 + i
+            page = machine.pfn_to_page(pfn)
+            assert page.mapcount == 1 and page.refcount == 1 and "anon" in page.flags
+            assert page.mappings == [(p.pid, at)]
+        # The kernel half: the direct map, in 2 MiB entries, the same in every process.
+        q = machine.spawn("other")
+        low = 0xffff888000000000 + (pfn << 12)
+        steps = p.walk(low)
+        assert [s.level for s in steps] == ["pgd", "pud", "pmd"]
+        assert steps[-1].decoded["pfn"] == pfn & ~511 and "huge" in steps[-1].decoded["flags"]
+        assert p.walk(low)[1:] == q.walk(low)[1:]
+        del x
+    """)
+
+
+def test_software_and_hardware_see_the_same(child) -> None:
+    child("""
+    with Machine(nodes=1, memory="64M") as machine:
+        p = machine.spawn()
+        n = 50 * PAGE
+        a = p.mmap(None, n, RW, ANON)
+        data = bytes(np.random.default_rng(2).integers(0, 256, n, dtype=np.uint8))
+        p.write(a + 100, data[: n - 100])
+        assert machine.hoststat["map_fill"] == 0 if hasattr(machine, "hoststat") else True
+        x = array(p, a, n, np.uint8)
+        assert bytes(x[100:]) == data[: n - 100] and not x[:100].any()
+        x[:] = 7
+        assert p.read(a, n) == b"\\x07" * n
+        kid = p.fork()
+        p.write(a, b"parent")           # breaks copy-on-write under the view's mapping
+        assert bytes(x[:6]) == b"parent" and kid.read(a, 6) == b"\\x07" * 6
+        kid.write(a, b"kid")
+        assert kid.read(a, 3) == b"kid" and p.read(a, 6) == b"parent"
+        kid.touch(a, n, write=True)
+        assert kid.read(a, n) == b"kid" + b"\\x07" * (n - 3)
+        error = raises(SegmentationFault, p.write, a + n - 10, b"z" * 20)
+        assert error.done == 10 and error.address == a + n and error.code == SEGV_MAPERR
+        assert p.read(a + n - 10, 10) == b"z" * 10
+        assert raises(SegmentationFault, p.read, 0xffff888000000000, 1).code == SEGV_MAPERR
+        r = p.mmap(None, PAGE, PROT_READ, ANON)
+        assert raises(SegmentationFault, p.write, r, b"x").code == SEGV_ACCERR
+        assert p.read(r, 3) == b"\\0\\0\\0"
+        machine.check()
+        del x
+    """)
+
+
+def test_system_call_on_unmapped_window_memory_fails(child) -> None:
+    """No signal comes when the host kernel meets a page that only our handler could map."""
+    child("""
+    import errno
+    with Machine(nodes=1, memory="16M") as machine:
+        p = machine.spawn()
+        a = p.mmap(None, 2 * PAGE, RW, ANON)
+        v = p.view(a, 2 * PAGE)
+        r, w = os.pipe()
+        os.write(w, b"hello")
+        error = raises(OSError, os.readv, r, [v])
+        assert error.errno == errno.EFAULT, error
+        v[:8] = bytes(8)                # faulted in by a store: now it works
+        assert os.readv(r, [v[:8]]) == 5 and bytes(v[:5]) == b"hello"
+        v.release()
+    """)
+
+
+def test_host_mappings_agree_with_the_entries(child) -> None:
+    """What an entry says of the host is what /proc/self/maps says."""
+    child("""
+    def host_maps(base, length):
+        found = []
+        with open("/proc/self/maps") as f:
+            for line in f:
+                span, perms, offset, *_ = line.split()
+                start, end = (int(x, 16) for x in span.split("-"))
+                if start < base + length and end > base:
+                    found.append((max(start, base), min(end, base + length), perms))
+        return found
+    with Machine(nodes=1, memory="64M") as machine:
+        p = machine.spawn()
+        n = 700 * PAGE
+        a = p.mmap(None, n, RW, ANON)
+        x = array(p, a, n)
+        rng = np.random.default_rng(3)
+        for i in rng.permutation(700)[:300]:
+            x[i * 512] = i
+        for i in rng.permutation(700)[:200]:
+            x[i * 512]
+        kid = p.fork()
+        for i in rng.permutation(700)[:100]:
+            x[i * 512] = i
+        kid.exit()
+        for i in rng.permutation(700)[:100]:
+            x[i * 512] = i
+        p.munmap(a + 100 * PAGE, 7 * PAGE)
+        base = p.host_address(p.mm.low)
+        spans = host_maps(base, p.mm.core.length)
+        perms = {}
+        for start, end, perm in spans:
+            if perm != "---p":
+                for at in range(start, end, PAGE):
+                    perms[at] = perm
+        words = {"none": None, "noaccess": "---s", "read": "r--s", "write": "rw-s"}
+        for i in range(700):
+            step = pte(p, a + i * PAGE)
+            host = step.decoded.get("host", "none") if step.level == "pte" else "none"
+            assert perms.get(p.host_address(a + i * PAGE)) == words[host], (i, host)
+        # A neighbouring reservation may have merged with the window's ends.
+        counted = p.mm.core.counters[3]
+        assert counted == len(spans), (counted, len(spans))
+        machine.check()
+        del x
+    """)

@@ -1,11 +1,12 @@
 """Finding, running and reading the peer programs, on stand-ins and samples of their output."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
-from realmem.bench import bandwidth, latency, peers
+from realmem.bench import bandwidth, latency, memory, peers
 from realmem.bench.registry import Options
 from realmem.errors import HostError
 
@@ -119,15 +120,38 @@ def test_absent_peers_are_said_to_be(bench, tmp_path):
         assert found and not any(peer.present for peer in found)
 
 
-def test_beside_a_stand_in_stream(tmp_path):
-    program(tmp_path, "stream", f"cat <<'END'\n{STREAM}\nEND")
+def test_beside_stand_in_streams(tmp_path):
+    one_thread = STREAM.replace("counted = 2", "counted = 1")
+    for name in ("stream", "stream_other"):
+        program(tmp_path, name, f"cat <<'END'\n{one_thread}\nEND")
+    (tmp_path / "stream.c").write_text("int main;")         # no program
     found = list(bandwidth.run_peers(Options(quick=True, threads=1, peers_dir=tmp_path)))
-    rows = [peer for peer in found if peer.present]
-    assert [peer.metric for peer in rows] == ["copy", "scale", "add", "triad"]
-    assert rows[0].params["array_bytes"] == 800000
-    assert set(rows[0].theirs) == {20.5}
-    assert all(rate > 0 for peer in rows for rate in peer.ours)
-    assert [peer.params["pages"] for peer in found if not peer.present] == ["2M"]
+    assert [peer.metric for peer in found] == ["copy", "scale", "add", "triad"] * 2
+    assert found[0].params == {"pages": "4K", "threads": 1, "array_bytes": 800000}
+    assert set(found[0].theirs) == {20.5}
+    assert all(rate > 0 for peer in found for rate in peer.ours)
+
+
+def test_a_stream_without_threads_is_not_compared_with_threads(tmp_path):
+    program(tmp_path, "stream", f"cat <<'END'\n{STREAM}\nEND")
+    assert list(bandwidth.run_peers(Options(quick=True, threads=1, peers_dir=tmp_path))) == []
+
+
+def test_huge_pages_of_a_running_program_are_seen(tmp_path):
+    huge = program(tmp_path, "huge", f"""exec {sys.executable} - <<'END'
+import mmap, time
+area = mmap.mmap(-1, 16 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+area.madvise(mmap.MADV_HUGEPAGE)
+for at in range(0, 16 << 20, 4096):
+    area[at] = 1
+time.sleep(0.3)
+END""")
+    seen = []
+    peers.run_program([str(huge)], CPUS, watch=lambda pid: seen.append(peers.anon_huge_bytes(pid)))
+    if "2M" not in memory.default_pages():
+        pytest.skip("this host gives no huge pages")
+    assert max(seen) >= 8 << 20
+    assert peers.anon_huge_bytes(2**22 + 1) == 0
 
 
 def test_beside_a_stand_in_multichase(tmp_path, monkeypatch):

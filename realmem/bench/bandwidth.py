@@ -109,41 +109,48 @@ def run(options: Options) -> Iterator[Result]:
 
 
 def run_peers(options: Options) -> Iterator[PeerResult]:
-    """Give one result beside STREAM for each page kind, thread count and STREAM kernel."""
+    """Give one result beside each STREAM there is, for each thread count and kernel of it."""
     where = places()
     node = where.local
-    for program, pages in (("stream", "4K"), ("stream_huge", "2M")):
-        path = peers.find(options.peers_dir, program)
-        if path is None or node is None:
-            yield PeerResult("bandwidth", "STREAM", "all", "GB/s", params={"pages": pages})
-            continue
-        cpus = where.cpus[node]
-        most = min(len(cpus), options.threads or len(cpus))
+    programs = peers.find_all(options.peers_dir, "stream*")
+    if not programs or node is None:
+        yield PeerResult("bandwidth", "STREAM", "all", "GB/s")
+        return
+    cpus = where.cpus[node]
+    most = min(len(cpus), options.threads or len(cpus))
+    for path in programs:
         for threads in sorted({1, most}):
-            options.progress(f"bandwidth beside {program}, threads {threads}")
-            yield from _beside_stream(path, node, pages, cpus[:threads], options.quick)
+            options.progress(f"bandwidth beside {path.name}, threads {threads}")
+            yield from _beside_stream(path, node, cpus[:threads], options.quick)
 
 
 def _beside_stream(
-    path: Path, node: int, pages: str, cpus: Sequence[int], quick: bool
+    path: Path, node: int, cpus: Sequence[int], quick: bool
 ) -> Iterator[PeerResult]:
     env = {
         "OMP_NUM_THREADS": str(len(cpus)),
         "OMP_PROC_BIND": "true",
         "OMP_PLACES": ",".join(f"{{{cpu}}}" for cpu in cpus),
     }
+    seen = [0]
+    # Its arrays' size is compiled in, and so may be what they lie on: it has to be asked.
+    like = peers.parse_stream(peers.run_program(
+        [str(path)], cpus, env, lambda pid: seen.append(peers.anon_huge_bytes(pid))
+    ))
+    if like.threads != len(cpus):
+        return                              # built without OpenMP
+    array_bytes = 8 * like.elements
+    pages = "2M" if max(seen) > 3 * array_bytes // 2 else "4K"
 
-    def theirs() -> peers.StreamOutput:
-        return peers.parse_stream(peers.run_program([str(path)], cpus, env))
-
-    like = theirs()                 # says how large its arrays are, which cannot be told it
+    def theirs() -> Mapping[str, float]:
+        return peers.parse_stream(peers.run_program([str(path)], cpus, env)).rates
 
     def ours() -> Mapping[str, float]:
-        with memory.buffer(node, 3 * 8 * like.elements, pages) as area:
+        with memory.buffer(node, 3 * array_bytes, pages) as area:
             rates = run_gang(cpus, area.address, like.elements, like.passes, tuple(like.rates))
         return {name: max(samples) for name, samples in rates.items()}
 
-    pairs = peers.in_turns(3 if quick else 9, ours, lambda: theirs().rates)
+    pairs = peers.in_turns(3 if quick else 9, ours, theirs)
     for name in like.rates:
         yield PeerResult(
             "bandwidth",
@@ -152,8 +159,8 @@ def _beside_stream(
             "GB/s",
             tuple(rates[name] for rates in pairs[0]),
             tuple(rates[name] for rates in pairs[1]),
-            params={"pages": pages, "threads": len(cpus), "array_bytes": 8 * like.elements},
-            note="the best pass of each round, as STREAM reports it",
+            params={"pages": pages, "threads": len(cpus), "array_bytes": array_bytes},
+            note="the best pass of each round, as it reports it",
         )
 
 

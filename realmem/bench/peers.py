@@ -2,9 +2,8 @@
 Other programs that measure the same, run in turns with ours.
 
 They are neither shipped nor built here: whoever wants the comparison builds them and names
-their folder in ``REALMEM_PEERS``.  Looked for are ``multichase`` (github.com/google/multichase),
-STREAM built with ``-O3 -fopenmp`` as ``stream``, and ``stream_huge``, the same with its arrays
-on huge pages.
+their folder in ``REALMEM_PEERS``.  Looked for are ``multichase`` (github.com/google/multichase)
+and every ``stream*``: STREAM built with ``-O3``, with ``-fopenmp`` for several threads.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +19,12 @@ from typing import TypeVar
 
 from realmem.bench.pin import pinned_to
 from realmem.errors import HostError
+from realmem.host.sysfs import read_text
 
 Figure = TypeVar("Figure")
 
 _TIMEOUT_S = 300
+_WATCH_S = 0.02
 
 
 def find(folder: Path | None, name: str) -> Path | None:
@@ -33,8 +35,17 @@ def find(folder: Path | None, name: str) -> Path | None:
     return path if path.is_file() and os.access(path, os.X_OK) else None
 
 
+def find_all(folder: Path | None, pattern: str) -> list[Path]:
+    """Give the programs whose names match a pattern, by name."""
+    paths = sorted(folder.glob(pattern)) if folder is not None else []
+    return [path for path in paths if find(folder, path.name)]
+
+
 def run_program(
-    argv: Sequence[str], cpus: Sequence[int], env: Mapping[str, str] | None = None
+    argv: Sequence[str],
+    cpus: Sequence[int],
+    env: Mapping[str, str] | None = None,
+    watch: Callable[[int], None] | None = None,
 ) -> str:
     """
     Run a peer on some CPUs.
@@ -42,28 +53,58 @@ def run_program(
     :param argv: program and arguments.
     :param cpus: the only ones it may use.
     :param env: added to this process's own.
+    :param watch: called with its pid every few milliseconds while it runs.
     :return: what it printed.
     :raises HostError: it failed, or took too long.
     """
     name = Path(argv[0]).name
     try:
         with pinned_to(cpus):               # inherited by the child
-            done = subprocess.run(
+            child = subprocess.Popen(
                 list(argv),
                 env={**os.environ, **(env or {})},
                 stdin=subprocess.DEVNULL,
-                capture_output=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
                 text=True,
-                timeout=_TIMEOUT_S,
             )
-    except subprocess.TimeoutExpired:
-        raise HostError(f"{name} did not end within {_TIMEOUT_S} s") from None
     except OSError as why:
         raise HostError(f"cannot run {name}: {why.strerror}") from None
-    if done.returncode:
-        last = (done.stderr or done.stdout).strip().splitlines()[-1:]
-        raise HostError(f"{name} failed ({done.returncode}): {''.join(last)}")
-    return done.stdout
+    with child:
+        out, err = _outcome(child, name, watch)
+    if child.returncode:
+        last = (err or out).strip().splitlines()[-1:]
+        raise HostError(f"{name} failed ({child.returncode}): {''.join(last)}")
+    return out
+
+
+def _outcome(
+    child: subprocess.Popen[str], name: str, watch: Callable[[int], None] | None
+) -> tuple[str, str]:
+    """Wait for a child's output; an exception here ends it."""
+    deadline = time.monotonic() + _TIMEOUT_S
+    while True:
+        try:
+            return child.communicate(timeout=_WATCH_S if watch else _TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            if time.monotonic() >= deadline:
+                child.kill()
+                raise HostError(f"{name} did not end within {_TIMEOUT_S} s") from None
+            if watch:
+                watch(child.pid)
+        except BaseException:
+            child.kill()
+            raise
+
+
+def anon_huge_bytes(pid: int) -> int:
+    """Count what huge pages map of a process's private memory; 0 once it has gone."""
+    rollup = read_text(Path(f"/proc/{pid}/smaps_rollup")) or ""
+    return sum(
+        int(line.split()[1]) * 1024
+        for line in rollup.splitlines()
+        if line.startswith("AnonHugePages:")
+    )
 
 
 def in_turns(

@@ -21,12 +21,20 @@ COUNTED = frozenset(("HugePages_Total", "HugePages_Free", "HugePages_Rsvd", "Hug
 """The lines that are numbers of pages; all others are kB."""
 
 
+# Longer than the column that names have.
+LONG_NAMES = frozenset(("HardwareCorrupted",))
+
+
 def format_meminfo(figures: Mapping[str, int]) -> str:
     """Write ``/proc/meminfo``'s text."""
-    return "".join(
-        f"{name + ':':<19}{value:5}\n" if name in COUNTED else f"{name + ':':<16}{value:8} kB\n"
-        for name, value in figures.items()
-    )
+    lines = []
+    for name, value in figures.items():
+        unit = "" if name in COUNTED else " kB"
+        if name in COUNTED or name in LONG_NAMES:
+            lines.append(f"{name + ':':<19}{value:5}{unit}\n")
+        else:
+            lines.append(f"{name + ':':<16}{value:8}{unit}\n")
+    return "".join(lines)
 
 
 def format_node_meminfo(nid: int, figures: Mapping[str, int]) -> str:

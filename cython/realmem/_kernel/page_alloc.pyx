@@ -384,10 +384,12 @@ cdef uint64_t alloc_pages_bulk(machine* m, int nid, uint32_t gfp, uint64_t n,
 
 
 cdef void split_page(machine* m, page* p, unsigned int order) noexcept nogil:
+    cdef cpu_area* area = area_enter(m)
     cdef uint64_t i
     for i in range(<uint64_t>1 << order):
         (p + i).counts.word = COUNTS_NEW
         (p + i).kind.word = (p.kind.word & 0xFF0000) | PAGE_ALLOCATED
+    area_exit(area)
 
 
 # ---- freeing ----------------------------------------------------------------
@@ -434,11 +436,14 @@ cdef bint in_free_block(const machine* m, uint64_t pfn) noexcept nogil:
     return False
 
 
+# The reference goes inside the area: a recount meanwhile sees the block here or there, never
+# allocated without a reference.
 cdef void free_pages(machine* m, page* p, unsigned int order) noexcept nogil:
+    cdef cpu_area* area = area_enter(m)
     cdef bint compound = (p.flags & (<uint64_t>1 << PG_head)) != 0
     cdef page* tail
     if likely(put_page_testzero(p)):
-        free_frozen_pages(m, p, order)
+        free_to_area(m, area, p, order)
     elif order > 0 and not compound:
         # Others hold the first page only: everything behind it goes now.
         p.kind.word = PAGE_ALLOCATED | (p.kind.word & 0xFF0000)
@@ -446,7 +451,8 @@ cdef void free_pages(machine* m, page* p, unsigned int order) noexcept nogil:
             order -= 1
             tail = p + (<uint64_t>1 << order)
             tail.kind.word = PAGE_ALLOCATED | order << 8 | (p.kind.word & 0xFF0000)
-            free_frozen_pages(m, tail, order)
+            free_to_area(m, area, tail, order)
+    area_exit(area)
 
 
 cdef void free_pages_bulk(machine* m, const uint64_t* pfns, uint64_t n) noexcept nogil:
@@ -465,8 +471,10 @@ cdef void get_page(page* p) noexcept nogil:
 
 
 cdef void put_page(machine* m, page* p) noexcept nogil:
+    cdef cpu_area* area = area_enter(m)
     if put_page_testzero(p):
-        free_frozen_pages(m, p, p.kind.h.order)
+        free_to_area(m, area, p, p.kind.h.order)
+    area_exit(area)
 
 
 # Nobody can gain a first reference to a page that has only ours, so one reference and no
@@ -479,12 +487,6 @@ cdef inline bint put_page_testzero(page* p) noexcept nogil:
 
 
 # Free a block that nobody refers to any more.  Compare free_frozen_pages().
-cdef inline void free_frozen_pages(machine* m, page* p, unsigned int order) noexcept nogil:
-    cdef cpu_area* area = area_enter(m)
-    free_to_area(m, area, p, order)
-    area_exit(area)
-
-
 cdef inline void free_to_area(machine* m, cpu_area* area, page* p,
                               unsigned int order) noexcept nogil:
     cdef zone* z = page_zone(m, p)

@@ -150,7 +150,8 @@ class Machine:
             options,
         )
         # Frames and structures go together, whoever lets go last.
-        self._allocator.keep(_Keeper(self._pool))
+        self._keeper = _Keeper(self._pool)
+        self._allocator.keep(self._keeper)
         self.nodes = [
             Node(self, nid, place, where, self._pool.placement[nid].misplaced_pages)
             for nid, (place, where) in enumerate(zip(places, ranges, strict=True))
@@ -256,6 +257,7 @@ class Machine:
             from realmem.process import ProcessTable
 
             self._process_table = ProcessTable(self._allocator, self._pool, *self._windows)
+            self._keeper.processes = self._process_table
         return self._process_table.spawn(name, node, uid)
 
     @property
@@ -353,12 +355,21 @@ class Machine:
 
 
 class _Keeper:
-    """Closes the pool of a machine that nobody closed, after its structures are gone."""
+    """
+    Closes the pool of a machine that nobody closed.
+
+    Processes point at each other and at the machine's structures, so that the collector may
+    run this first: they have to end while their frames are still there.
+    """
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
+        self._pid = os.getpid()
+        self.processes: ProcessTable | None = None
 
     def __del__(self) -> None:
+        if self.processes is not None and os.getpid() == self._pid:
+            self.processes.close()
         self._pool.close()
 
 

@@ -138,6 +138,7 @@ class OneNode:
 
     nodes = (_Node,)
     sysctl: dict[str, int] = {}  # noqa: RUF012
+    processes: dict[int, object] = {}  # noqa: RUF012
     cpus = 1
 
     class _allocator:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from realmem.layout import MAP_PRIVATE, PROT_WRITE
 from realmem.vmstat import NODE_STAT_ITEMS, node_counters, total_reserve
 from realmem.watermark import KB_SHIFT
 from realmem.zonestat import ZoneStat, read_node_zones, read_zones
@@ -90,7 +91,7 @@ def machine_meminfo(machine: Any) -> str:
         "WritebackTmp": 0,
         # Half of memory and all swap, as with vm.overcommit_ratio 50.
         "CommitLimit": (total * 50 // 100) << KB_SHIFT,
-        "Committed_AS": 0,
+        "Committed_AS": _committed(machine) >> 10,
         "VmallocTotal": VMALLOC_TOTAL_KB,
         "VmallocUsed": 0,
         "VmallocChunk": 0,
@@ -185,3 +186,13 @@ def _direct_map_figures(machine: Any, zones: list[ZoneStat]) -> dict[str, int]:
     backing = kind.get(getattr(machine, "backing", "4K"), "DirectMap4k")
     sizes[backing] = sum(zone.present for zone in zones) << KB_SHIFT
     return sizes
+
+
+def _committed(machine: Any) -> int:
+    """Add up the bytes that processes could come to need: what they may write and own alone."""
+    return sum(
+        vma.end - vma.start
+        for process in list(machine.processes.values())
+        for vma in process.vmas
+        if vma.prot & PROT_WRITE and vma.flags & MAP_PRIVATE
+    )

@@ -114,17 +114,21 @@ class Pool:
         if self._owner == os.getpid():
             for where, size in maps:
                 core.unmap(where, size)
+        self._close_fds()
+
+    def revoke(self) -> None:
+        """Give the memory back but keep its addresses reserved until close()."""
+        if self._owner == os.getpid():
+            for where, size in self._maps:
+                core.reserve_at(where, size)
+        self._close_fds()
+
+    def _close_fds(self) -> None:
         for fds in (self.fds, self._side_fds):
             for i, fd in enumerate(fds):
                 fds[i] = -1
                 if fd >= 0:
                     os.close(fd)
-
-    def revoke(self) -> None:
-        """Take the memory away but keep its addresses reserved until close()."""
-        if self._owner == os.getpid():
-            for where, size in self._maps:
-                core.reserve_at(where, size)
 
     # ---- construction, in order ----
 

@@ -164,6 +164,19 @@ def test_close_is_idempotent_and_gives_everything_back(nothing_leaks: None) -> N
     assert f"{where:x}-" not in Path("/proc/self/maps").read_text()
 
 
+def test_revoke_gives_the_memory_back_but_keeps_the_addresses(nothing_leaks: None) -> None:
+    pool = Pool(NODES)
+    where = pool.direct_map
+    pool.revoke()
+    assert pool.fds == [-1] * 4
+    maps = Path("/proc/self/maps").read_text()
+    assert "memfd:realmem" not in maps
+    line = next(line for line in maps.splitlines() if line.startswith(f"{where:x}-"))
+    assert line.split()[1] == "---p"
+    pool.close()
+    assert f"{where:x}-" not in Path("/proc/self/maps").read_text()
+
+
 def test_several_pools_live_side_by_side(nothing_leaks: None) -> None:
     pools = [Pool([node(2 * MIB)]) for _ in range(3)]
     for i, pool in enumerate(pools):
@@ -309,6 +322,31 @@ def test_address_space_limit(python) -> None:  # type: ignore[no-untyped-def]
         print(error)
     """))
     assert "ulimit -v" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(("limit", "value", "advice"), [
+    ("NOFILE", "len(os.listdir('/proc/self/fd')) - 1", "ulimit -n"),
+    ("FSIZE", "1 << 20", "ulimit -f"),
+])
+def test_limits_on_descriptors_and_files(  # type: ignore[no-untyped-def]
+    python, limit: str, value: str, advice: str
+) -> None:
+    done = python(code(f"""
+        import signal
+        fds = sorted(os.listdir("/proc/self/fd"))
+        old = resource.getrlimit(resource.RLIMIT_{limit})
+        resource.setrlimit(resource.RLIMIT_{limit}, ({value}, old[1]))
+        try:
+            Pool([node(4 << 20)])
+        except rm.HostError as why:
+            error = why
+        resource.setrlimit(resource.RLIMIT_{limit}, old)
+        assert sorted(os.listdir("/proc/self/fd")) == fds
+        assert "memfd:realmem" not in open("/proc/self/maps").read()
+        Pool([node(4 << 20)]).close()
+        print(error)
+    """))
+    assert advice in done.stdout, done.stderr
 
 
 def test_memlock_limit(python) -> None:  # type: ignore[no-untyped-def]

@@ -1,16 +1,27 @@
-"""Reading small kernel files: what is missing or unreadable is None, never an error."""
+"""Reading small kernel files: what is missing or unreadable is None."""
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from pathlib import Path
 
+from realmem.errors import HostError
+
 
 def read_text(path: Path) -> str | None:
-    """Give the stripped text of a file, or None where it cannot be read."""
+    """
+    Give the stripped text of a file, or None where it cannot be read.
+
+    :raises HostError: there is no descriptor left to read it with; that says nothing of the file.
+    """
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip()
-    except (OSError, ValueError):
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise HostError(
+                error.errno, f"cannot read {path}: {error.strerror}; raise ulimit -n"
+            ) from None
         return None
 
 

@@ -118,6 +118,29 @@ def test_no_bar_where_there_is_no_terminal(toy):
     assert "\x1b" not in done.stdout
 
 
+def test_a_bar_on_a_terminal(python):
+    """In a child that has a pseudo-terminal for stderr, the bar is drawn there and wiped away."""
+    done = python("""
+import os, pty, subprocess, sys
+ours, theirs = pty.openpty()
+child = subprocess.Popen(
+    [sys.executable, "-m", "realmem", "bench", "latency", "--quick", "--pages", "4K"],
+    stdout=subprocess.PIPE, stderr=theirs, stdin=subprocess.DEVNULL,
+    env={**os.environ, "TERM": "xterm", "COLUMNS": "80"})
+os.close(theirs)
+drawn = b""
+while True:
+    try:
+        part = os.read(ours, 65536)
+    except OSError:
+        break
+    drawn += part
+out = child.communicate()[0]
+print(child.returncode, b"latency 0>" in drawn, b"Idle load latency" in out, b"latency 0>" in out)
+""")
+    assert done.stdout == "0 True True False\n", done.stderr
+
+
 @pytest.mark.parametrize("text", ["", "{}", '{"schema": "x"}', "\x00\x01", "[1"])
 def test_compare_refuses_other_files(toy, tmp_path, text):
     path = tmp_path / "other.json"

@@ -24,7 +24,7 @@ def run(
     options: Options | None = None,
     *,
     with_peers: bool = False,
-    on_result: Callable[[Result | PeerResult], None] | None = None,
+    on_start: Callable[[int, int], None] | None = None,
 ) -> Run:
     """
     Run benches.
@@ -32,7 +32,7 @@ def run(
     :param names: of :func:`realmem.bench.registry.names`, or ``"all"``.
     :param options: what to measure on.
     :param with_peers: also run the peer programs of these benches, in turns with ours.
-    :param on_result: called with each result as soon as it is there.
+    :param on_start: called before each bench with (benches done, benches to do).
     :return: the figures with the host's facts, which are taken before anything runs.  A bench
         that the host refuses something keeps the figures it had, stands in ``failures``, and
         does not keep the next one from running.
@@ -48,12 +48,12 @@ def run(
     started = time.monotonic()
     jobs = [(bench.name, bench.run) for bench in benches]
     jobs += [(bench.name, bench.peers) for bench in benches if with_peers and bench.peers]
-    for name, job in jobs:
+    for done, (name, job) in enumerate(jobs):
+        if on_start:
+            on_start(done, len(jobs))
         try:
-            for result in job(options):
+            for result in job(options):     # one by one: what came before a failure is kept
                 results.append(result)
-                if on_result:
-                    on_result(result)
         except (OSError, MemoryError) as why:
             reason = getattr(why, "strerror", None) or str(why) or type(why).__name__
             failures[name] = str(reason).splitlines()[0]

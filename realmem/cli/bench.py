@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,16 +101,16 @@ def bench(
 
     console = Console()
     peers_dir = os.environ.get("REALMEM_PEERS")
-    with _progress() as progress:
+    with _progress() as (start, say):
         options = realmem.bench.Options(
             quick=quick,
             pages=pages,
             threads=threads,
             seed=seed,
             peers_dir=Path(peers_dir) if peers_dir else None,
-            progress=progress,
+            progress=say,
         )
-        run = realmem.bench.run(names, options, with_peers=with_peers)
+        run = realmem.bench.run(names, options, with_peers=with_peers, on_start=start)
     _show(console, run, with_peers)
     if earlier is not None:
         bench_view.show_comparison(console, realmem.bench.compare(earlier, run))
@@ -141,19 +141,31 @@ def _show(console: Console, run: Run, with_peers: bool) -> None:
 
 
 @contextlib.contextmanager
-def _progress() -> Iterator[Any]:
-    """Give a callable that says what is being measured, on a terminal's last line only."""
+def _progress() -> Iterator[tuple[Callable[[int, int], None], Callable[[str], None]]]:
+    """
+    Give two callables: benches done and to do, and a few words on what is being measured.
+
+    They draw a bar on a terminal's last line, and only when they are called: a thread that
+    kept it moving would run on the CPUs that are measured.
+    """
     from rich.console import Console
 
     terminal = Console(stderr=True)
     if not terminal.is_terminal:
-        yield lambda what: None
+        yield lambda done, total: None, lambda what: None
         return
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     with Progress(
         BarColumn(bar_width=16), TimeElapsedColumn(), TextColumn("{task.description}"),
-        console=terminal, transient=True,
+        console=terminal, transient=True, auto_refresh=False,
     ) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda what: bar.update(task, description=what)
+        task = bar.add_task("")
+
+        def start(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total, refresh=True)
+
+        def say(what: str) -> None:
+            bar.update(task, description=what, refresh=True)
+
+        yield start, say

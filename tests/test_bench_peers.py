@@ -163,3 +163,16 @@ def test_beside_a_stand_in_multichase(tmp_path, monkeypatch):
     assert found[0].params["size_bytes"] == 16384
     first = (tmp_path / "multichase.log").read_text().splitlines()[0]
     assert first == "-m 16384 -T 16384 -s 64 -n 2"
+
+
+def test_multichase_may_not_change_the_host(tmp_path, monkeypatch):
+    """With -H it writes to transparent_hugepage what suits it."""
+    program(tmp_path, "multichase", 'echo "$@" >> "$0.log"; echo " 1.500"')
+    monkeypatch.setattr(latency, "PEER_SIZES", (16 << 10,))
+    monkeypatch.setattr(latency, "PEER_SAMPLE_NS", 1_000_000)
+    monkeypatch.setattr(latency.memory, "default_pages", lambda: ("4K", "2M"))
+    monkeypatch.setattr(latency.limits, "choice", lambda text: "never")
+    found = list(latency.run_peers(Options(quick=True, peers_dir=tmp_path)))
+    assert [peer.present for peer in found] == [True, False]
+    assert "would change" in found[1].note
+    assert "-H" not in (tmp_path / "multichase.log").read_text()

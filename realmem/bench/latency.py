@@ -18,6 +18,8 @@ from realmem.bench.pin import pinned_to
 from realmem.bench.places import places
 from realmem.bench.registry import Bench, Options
 from realmem.bench.results import PeerResult, Result
+from realmem.host import limits
+from realmem.host.sysfs import read_text
 
 STRIDE_BYTES = 64
 
@@ -109,6 +111,12 @@ def run_peers(options: Options) -> Iterator[PeerResult]:
         return
     cpus = where.cpus[node][:1]
     for pages in memory.default_pages():
+        if pages == "2M" and not _takes_huge_pages():
+            yield PeerResult(
+                "latency", "multichase", "load", "ns", params={"pages": pages},
+                note="not run with -H, which would change this host's transparent_hugepage",
+            )
+            continue
         for size in PEER_SIZES:
             options.progress(f"latency beside multichase, {pages} {size >> 10}K")
             ours, theirs = peers.in_turns(
@@ -134,6 +142,15 @@ def _one_figure(node: int, cpus: Sequence[int], pages: str, size: int, seed: int
     with memory.buffer(node, size, pages) as area, pinned_to(cpus):
         lines = chase.build(area.address, size, STRIDE_BYTES, seed)
         return min(sample_chase(area.address, lines, PEER_SAMPLE_NS, PEER_SAMPLES + 1)[1:])
+
+
+def _takes_huge_pages() -> bool:
+    """Tell whether multichase -H leaves the host's settings alone: it writes what it dislikes."""
+    folder = Path("/sys/kernel/mm/transparent_hugepage")
+    chosen = {name: limits.choice(read_text(folder / name)) for name in ("enabled", "defrag")}
+    return chosen["enabled"] in ("always", "madvise") and chosen["defrag"] in (
+        "always", "madvise", "defer+madvise"
+    )
 
 
 def _multichase(path: Path, cpus: Sequence[int], pages: str, size: int) -> float:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from realmem.layout import MAX_NR_ZONES, MIGRATE_NAMES, PAGE_SHIFT, ZONE_NAMES
+from realmem.watermark import Watermark
 
 if TYPE_CHECKING:
     from realmem.machine import Machine
@@ -14,6 +15,11 @@ if TYPE_CHECKING:
 
 LOCAL_DISTANCE = 10
 REMOTE_DISTANCE = 20
+
+# What sysfs calls the NUMA events that /proc/vmstat has by other names, in the same order.
+NUMASTAT_ITEMS = (
+    "numa_hit", "numa_miss", "numa_foreign", "interleave_hit", "local_node", "other_node",
+)
 
 
 @dataclass(frozen=True)
@@ -32,15 +38,6 @@ class NodeSpec:
     host_node: int | None = None
     cpus: Sequence[int] | None = None
     distance: Sequence[int] | None = None
-
-
-class Watermark(NamedTuple):
-    """A zone's marks, in free pages."""
-
-    min: int
-    low: int
-    high: int
-    promo: int
 
 
 class Zone:
@@ -137,10 +134,7 @@ class Node:
         for kind in range(MAX_NR_ZONES):
             counts = self._core.zone_stat(self.id * MAX_NR_ZONES + kind)["numa"]
             sums = [a + b for a, b in zip(sums, counts, strict=True)]
-        names = (
-            "numa_hit", "numa_miss", "numa_foreign", "interleave_hit", "local_node", "other_node",
-        )
-        return dict(zip(names, sums, strict=True))
+        return dict(zip(NUMASTAT_ITEMS, sums, strict=True))
 
     def __repr__(self) -> str:
         stamp = " emulated" if self.emulated else ""

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from realmem import vmstat
+from realmem.node import NUMASTAT_ITEMS
 from realmem.procfs import buddyinfo, extfrag, masks, meminfo, pagetypeinfo, zoneinfo
-from realmem.procfs.sysfs import NUMASTAT_ITEMS
 from realmem.procfs.vmstat import format_counters, parse_counters
 
 NODES = Path("/sys/devices/system/node")

@@ -83,12 +83,7 @@ def machine_meminfo(machine: Any) -> str:
         "Mapped": gauges["nr_mapped"] << KB_SHIFT,
         "Shmem": gauges["nr_shmem"] << KB_SHIFT,
         **_slab_figures(gauges),
-        "KernelStack": gauges["nr_kernel_stack"],
-        "PageTables": gauges["nr_page_table_pages"] << KB_SHIFT,
-        "SecPageTables": 0,
-        "NFS_Unstable": 0,
-        "Bounce": 0,
-        "WritebackTmp": 0,
+        **_kernel_figures(gauges),
         # Half of memory and all swap, as with vm.overcommit_ratio 50.
         "CommitLimit": (total * 50 // 100) << KB_SHIFT,
         "Committed_AS": _committed(machine) >> 10,
@@ -127,12 +122,7 @@ def machine_node_meminfo(machine: Any, node: Any) -> str:
         "Mapped": gauges["nr_mapped"] << KB_SHIFT,
         "AnonPages": gauges["nr_anon_pages"] << KB_SHIFT,
         "Shmem": gauges["nr_shmem"] << KB_SHIFT,
-        "KernelStack": gauges["nr_kernel_stack"],
-        "PageTables": gauges["nr_page_table_pages"] << KB_SHIFT,
-        "SecPageTables": 0,
-        "NFS_Unstable": 0,
-        "Bounce": 0,
-        "WritebackTmp": 0,
+        **_kernel_figures(gauges),
         **_slab_figures(gauges),
         **_huge_figures(gauges),
         "HugePages_Total": 0,
@@ -155,6 +145,17 @@ def _lru_figures(gauges: Mapping[str, int]) -> dict[str, int]:
         "Inactive(file)": kb("nr_inactive_file"),
         "Unevictable": kb("nr_unevictable"),
         "Mlocked": 0,
+    }
+
+
+def _kernel_figures(gauges: Mapping[str, int]) -> dict[str, int]:
+    return {
+        "KernelStack": gauges["nr_kernel_stack"],
+        "PageTables": gauges["nr_page_table_pages"] << KB_SHIFT,
+        "SecPageTables": 0,
+        "NFS_Unstable": 0,
+        "Bounce": 0,
+        "WritebackTmp": 0,
     }
 
 

@@ -13,21 +13,11 @@ from typing import Any
 from realmem.procfs import extfrag, meminfo, vmstat
 from realmem.procfs.masks import format_list, format_mask
 from realmem.procfs.tree import TextFile, TextTree
-from realmem.vmstat import node_vmstat, zone_counters
+from realmem.vmstat import node_vmstat
 from realmem.watermark import ZONE_MOVABLE
 from realmem.zonestat import read_node_zones
 
 NODES = "/sys/devices/system/node"
-
-NUMASTAT_ITEMS = (
-    "numa_hit",
-    "numa_miss",
-    "numa_foreign",
-    "interleave_hit",
-    "local_node",
-    "other_node",
-)
-"""What a node's ``numastat`` calls the NUMA events of ``vmstat``, in the same order."""
 
 
 class SysFS(TextTree):
@@ -64,7 +54,7 @@ class SysFS(TextTree):
             "cpumap": _cpumap,
             "distance": _distance,
             "meminfo": meminfo.machine_node_meminfo,
-            "numastat": _numastat,
+            "numastat": lambda machine, node: vmstat.format_counters(node.stat),
             "vmstat": lambda machine, node: vmstat.format_counters(node_vmstat(machine, node)),
         }
         for node in self._machine.nodes:
@@ -95,9 +85,3 @@ def _cpumap(machine: Any, node: Any) -> str:
 
 def _distance(machine: Any, node: Any) -> str:
     return " ".join(map(str, node.distance)) + "\n"
-
-
-def _numastat(machine: Any, node: Any) -> str:
-    counters = list(zone_counters(read_node_zones(machine, node)).values())
-    events = counters[-len(NUMASTAT_ITEMS) :]
-    return vmstat.format_counters(dict(zip(NUMASTAT_ITEMS, events, strict=True)))

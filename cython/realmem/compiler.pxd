@@ -120,10 +120,14 @@ cdef extern from *:
     void VM_BUG_ON "rm_vm_bug_on"(bint cond, const char* what) noexcept nogil
 
     # Sequentially consistent read-modify-write on shared words.
-    int32_t atomic_add_return "__atomic_add_fetch"(int32_t* p, int32_t v, int order) noexcept nogil
-    int64_t atomic64_add_return "__atomic_add_fetch"(int64_t* p, int64_t v, int order) noexcept nogil
-    uint64_t atomic64_fetch_or "__atomic_fetch_or"(uint64_t* p, uint64_t v, int order) noexcept nogil
-    uint64_t atomic64_fetch_and "__atomic_fetch_and"(uint64_t* p, uint64_t v, int order) noexcept nogil
+    int32_t atomic_add_return "__atomic_add_fetch"(
+        int32_t* p, int32_t v, int order) noexcept nogil
+    int64_t atomic64_add_return "__atomic_add_fetch"(
+        int64_t* p, int64_t v, int order) noexcept nogil
+    uint64_t atomic64_fetch_or "__atomic_fetch_or"(
+        uint64_t* p, uint64_t v, int order) noexcept nogil
+    uint64_t atomic64_fetch_and "__atomic_fetch_and"(
+        uint64_t* p, uint64_t v, int order) noexcept nogil
     uint64_t atomic64_xchg "__atomic_exchange_n"(uint64_t* p, uint64_t v, int order) noexcept nogil
     int atomic_xchg "__atomic_exchange_n"(int* p, int v, int order) noexcept nogil
     enum: SEQ_CST "__ATOMIC_SEQ_CST"

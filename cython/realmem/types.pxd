@@ -137,8 +137,9 @@ cdef enum:
     PG_poisoned = 17            # free, and holds PAGE_POISON
     NR_PAGEFLAGS = 18
     PAGE_ZONE_SHIFT = 48
-    PAGE_FLAGS_CHECK_AT_FREE = 0x9DD1   # locked lru active slab reserved unevictable mlocked
-                                        # table tail: none of these on a page being freed
+    # None of locked lru active slab reserved unevictable mlocked table tail on a page
+    # that is being freed.
+    PAGE_FLAGS_CHECK_AT_FREE = 0x9DD1
 
 cdef struct page_ref:
     int32_t refcount
@@ -288,7 +289,8 @@ cdef struct machine:
     uint64_t id                 # never reused within a host process
     # Called when an allocation that may reclaim finds nothing: returns pages freed.
     # NULL until reclaim exists.
-    int64_t (*reclaim)(machine* m, zone* preferred, uint32_t gfp, unsigned int order) noexcept nogil
+    int64_t (*reclaim)(machine* m, zone* preferred, uint32_t gfp,
+                       unsigned int order) noexcept nogil
     # Areas of the threads that used this machine.
     spinlock areas_lock
     cpu_area* areas

@@ -15,14 +15,9 @@ from posix.stdlib cimport posix_memalign
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from realmem._core.pages cimport PageAllocator
-from realmem._kernel.page_alloc cimport (
-    alloc_pages_bulk,
-    alloc_pages_node,
-    drain_all_pages,
-    free_pages,
-    free_pages_bulk,
-    gfp_is_valid,
-)
+from realmem._kernel.page_alloc cimport alloc_pages_bulk, alloc_pages_node, gfp_is_valid
+from realmem._kernel.page_free cimport free_pages, free_pages_bulk
+from realmem._kernel.percpu cimport drain_all_pages
 from realmem.compiler cimport SEQ_CST, atomic_add_return, load32, store64
 from realmem.types cimport MAX_PAGE_ORDER, PAGE_SIZE, machine, page, page_address
 

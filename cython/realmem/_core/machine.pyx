@@ -5,9 +5,9 @@ from libc.stdint cimport int32_t, uint8_t, uint64_t
 from libc.string cimport memset, strerror
 
 from realmem._kernel.buddy cimport free_boot_range, init_zone, zone_watermark_ok
-from realmem._kernel.page_alloc cimport (
-    drain_all_pages, fork_generation, freeze_cpu_areas, get_cpu_area, page_alloc_exit,
-    page_alloc_init, thaw_cpu_areas,
+from realmem._kernel.percpu cimport (
+    drain_all_pages, fork_generation, freeze_cpu_areas, get_cpu_area, percpu_exit, percpu_init,
+    thaw_cpu_areas,
 )
 from realmem._kernel.stat cimport (
     count_frames, frame_stat, list_pcp_stats, pcp_stat, sum_vm_events, sum_zone_events,
@@ -59,7 +59,7 @@ cdef class MachineCore:
         self.m = build(self, direct_map, vmemmap, nodes, zones, zonelists, cpu_to_node, options)
         for nid in range(len(nodes)):
             boot_node(self.m, &self.m.nodes[nid])
-        if page_alloc_init(self.m) != 0:
+        if percpu_init(self.m) != 0:
             self.release()
             raise HostError(errno, "no memory for per-CPU lists")
 
@@ -75,7 +75,7 @@ cdef class MachineCore:
         return 0
 
     cdef void release(self):
-        page_alloc_exit(self.m)
+        percpu_exit(self.m)
         munmap(self.m, self.control_bytes)
         self.m = NULL
 
@@ -321,7 +321,7 @@ cdef machine* build(MachineCore core, uint64_t direct_map, uint64_t vmemmap, nod
     cdef int i
     if not 0 < nr_nodes <= MAX_NUMNODES:
         raise ValueError(f"{nr_nodes} nodes: a machine has 1 to {MAX_NUMNODES}")
-    for start, spanned in zones:
+    for _start, spanned in zones:
         blocks += (spanned >> PAGEBLOCK_ORDER) + 2
     core.control_bytes = (
         sizeof(machine) + nr_nodes * sizeof(node) + nr_zones * sizeof(zone)

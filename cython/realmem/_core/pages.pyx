@@ -5,15 +5,18 @@ from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_Check
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from realmem._kernel.page_alloc cimport (
-    FREE_ALREADY, FREE_BAD_PFN, FREE_OK, FREE_RESERVED, FREE_TAIL, FREE_WRONG_ORDER,
-    alloc_page_interleave, alloc_pages_bulk, alloc_pages_node, free_check,
-    free_pages, free_pages_bulk, get_cpu_area, get_page, gfp_is_valid, put_page, split_page,
+    alloc_page_interleave, alloc_pages_bulk, alloc_pages_node, gfp_is_valid, split_page,
 )
+from realmem._kernel.page_free cimport (
+    FREE_ALREADY, FREE_BAD_PFN, FREE_OK, FREE_RESERVED, FREE_TAIL, FREE_WRONG_ORDER, free_check,
+    free_pages, free_pages_bulk, get_page, put_page,
+)
+from realmem._kernel.percpu cimport get_cpu_area
 from realmem.compiler cimport unlikely
 from realmem.types cimport (
-    GFP_DIRECT_RECLAIM, GFP_HIGHMEM, GFP_ZERO, MAX_PAGE_ORDER, NR_PAGEFLAGS,
-    PAGE_ALLOCATED, PAGE_BUDDY, PAGE_PCP, PAGE_SHIFT, PAGE_SIZE, PAGEBLOCK_ORDER, PG_tail, page, page_address, page_to_pfn, page_zone, pfn_address,
-    pfn_to_page, zone,
+    GFP_DIRECT_RECLAIM, GFP_HIGHMEM, GFP_ZERO, MAX_PAGE_ORDER, NR_PAGEFLAGS, PAGE_ALLOCATED,
+    PAGE_BUDDY, PAGE_PCP, PAGE_SHIFT, PAGE_SIZE, PAGEBLOCK_ORDER, PG_tail, page, page_address,
+    page_to_pfn, page_zone, pfn_address, pfn_to_page, zone,
 )
 
 from realmem.errors import AllocatorError, AtomicContextError, OutOfMemory

@@ -10,7 +10,7 @@ from realmem.types cimport (
     MAX_PAGE_ORDER, MIGRATE_HIGHATOMIC, MIGRATE_MOVABLE, MIGRATE_PCPTYPES, MIGRATE_RECLAIMABLE,
     MIGRATE_TYPES, MIGRATE_UNMOVABLE, NR_PAGE_ORDERS, PAGE_ALLOCATED, PAGE_BUDDY, PAGE_TAIL,
     PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER, free_area, list_add, list_add_tail, list_del,
-    list_empty, list_head, list_init, lru_to_page, page, page_to_pfn, pfn_to_page, zone,
+    list_empty, list_init, lru_to_page, page, page_to_pfn, pfn_to_page, zone,
 )
 
 

@@ -18,7 +18,9 @@ from realmem._kernel.mm_types cimport (
     PTE_USER, TASK_SIZE, VM_ACCESS, VM_EXEC, VM_WRITE, mm_struct, mmu, pte_host, pte_pfn,
     vma_slot,
 )
-from realmem._kernel.page_alloc cimport alloc_pages_node, count_vm_event, free_pages
+from realmem._kernel.page_alloc cimport alloc_pages_node
+from realmem._kernel.page_free cimport free_pages
+from realmem._kernel.percpu cimport count_vm_event
 from realmem._kernel.pgtable cimport pte_alloc_locked
 from realmem._kernel.tlb cimport tlb_install_locked
 from realmem._kernel.vmaindex cimport vma_find

@@ -11,7 +11,8 @@ from realmem._kernel.mm_types cimport (
     PTE_KERNEL_TABLE, PTE_NX, PTE_PRESENT, PTE_PSE, PTE_RW, PTE_TABLE, PTRS_PER_TABLE,
     PUD_SHIFT, TASK_SIZE, USER_PGD_PTRS, VMALLOC_PGD, mm_struct, mmu, pte_pfn,
 )
-from realmem._kernel.page_alloc cimport alloc_pages_node, free_pages
+from realmem._kernel.page_alloc cimport alloc_pages_node
+from realmem._kernel.page_free cimport free_pages
 from realmem.compiler cimport VM_BUG_ON, likely, unlikely
 from realmem.types cimport (
     GFP_ACCOUNT, GFP_KERNEL, GFP_ZERO, PAGE_SHIFT, PG_table, PG_zero, page, page_to_pfn,

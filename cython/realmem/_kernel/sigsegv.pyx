@@ -18,7 +18,7 @@ from realmem._kernel.mm_types cimport (
     FAULT_ACCERR, FAULT_EXEC, FAULT_MAPERR, FAULT_OK, MM_LIVE, NR_FAULT_RECORDS, RECORD_READY,
     VM_ACCESS, fault_record, mm_struct, vma_slot,
 )
-from realmem._kernel.page_alloc cimport borrow_area, count_vm_event, return_area
+from realmem._kernel.percpu cimport borrow_area, count_vm_event, return_area
 from realmem._kernel.tlb cimport scratch_map_locked, tlb_reserve_init
 from realmem._kernel.vmaindex cimport vma_find
 from realmem._kernel.window cimport window_covers_locked, window_lookup

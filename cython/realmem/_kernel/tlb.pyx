@@ -21,7 +21,7 @@ from realmem._kernel.mm_types cimport (
     HOST_NOACC, HOST_NONE, HOST_READ, HOST_WRITE, MM_LIVE, NR_SCRATCH, PMD_SHIFT, PTE_PRESENT,
     host_address, mm_struct, mmu, pte_host, pte_pfn, pte_with_host,
 )
-from realmem._kernel.page_alloc cimport count_vm_event
+from realmem._kernel.percpu cimport count_vm_event
 from realmem._kernel.pgtable cimport next_table_locked, pte_offset_locked, set_pte_locked
 from realmem._kernel.window cimport windows
 from realmem.compiler cimport BUG, SEQ_CST, atomic64_add_return, likely, peek64, unlikely

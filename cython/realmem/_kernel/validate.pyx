@@ -2,17 +2,17 @@
 # cython: initializedcheck=False, nonecheck=False, profile=False, linetrace=False
 # Recount everything: each frame is in exactly one place, each counter is the sum of what
 # it counts.  Stops at the first thing that is wrong.
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t
 
-from realmem._kernel.page_alloc cimport freeze_cpu_areas, thaw_cpu_areas
 from realmem._kernel.pcp cimport order_to_pindex
+from realmem._kernel.percpu cimport freeze_cpu_areas, thaw_cpu_areas
 from realmem.compiler cimport spin_lock, spin_unlock
 from realmem.types cimport (
-    COUNTS_FREE, HPAGE_PMD_ORDER, MAX_NR_ZONES, MIGRATE_HIGHATOMIC, MIGRATE_TYPES,
-    NR_LOWORDER_PCP_LISTS, NR_PAGE_ORDERS, NR_PCP_LISTS, NUMA_FOREIGN, NUMA_HIT, NUMA_LOCAL,
-    NUMA_MISS, NUMA_OTHER, PAGE_ALLOCATED, PAGE_BAD, PAGE_BUDDY, PAGE_PCP, PAGE_RESERVED,
-    PAGE_TAIL, PAGE_ZONE_SHIFT, PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER, PG_head, PG_tail, PGFREE,
-    cpu_area, list_head, lru_to_page, machine, node, page, page_to_pfn, pfn_to_page, zone,
+    COUNTS_FREE, MIGRATE_HIGHATOMIC, MIGRATE_TYPES, NR_PAGE_ORDERS, NR_PCP_LISTS, NUMA_FOREIGN,
+    NUMA_HIT, NUMA_LOCAL, NUMA_MISS, NUMA_OTHER, PAGE_ALLOCATED, PAGE_BAD, PAGE_BUDDY, PAGE_PCP,
+    PAGE_RESERVED, PAGE_TAIL, PAGE_ZONE_SHIFT, PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER, PG_head,
+    PG_tail, PGFREE, cpu_area, list_head, lru_to_page, machine, node, page, page_to_pfn,
+    pfn_to_page, zone,
 )
 
 

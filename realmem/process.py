@@ -401,8 +401,9 @@ class ProcessTable:
 
         :raises InvariantError: names the first that is wrong.
         """
-        if self._mmu is not None:
-            self._mmu.check([p.mm.core for p in list(self.live.values())])
+        with self._exited:      # nobody is half born or half gone
+            if self._mmu is not None:
+                self._mmu.check([p.mm.core for p in self.live.values()])
 
     def close(self) -> None:
         """End every process and give the kernel's page tables back; views answer SEGV_MAPERR."""

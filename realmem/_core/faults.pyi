@@ -1,5 +1,5 @@
 from types import FrameType, TracebackType
-from typing import Any, Literal
+from typing import Literal
 
 ACCESS_NAMES: tuple[str, ...]
 
@@ -20,5 +20,3 @@ class Guard:
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> Literal[False]: ...
-    def __reduce_cython__(self) -> Any: ...
-    def __setstate_cython__(self, state: Any) -> None: ...

@@ -1,5 +1,5 @@
 """
-mmap and munmap, with Linux's errors.
+The calls mmap and munmap, with Linux's errors.
 
 Compare mm/mmap.c:ksys_mmap_pgoff() => do_mmap(), mm/vma.c:do_vmi_munmap().
 """

@@ -94,8 +94,8 @@ def test_a_jump_into_a_window_dies(child) -> None:
 def test_somebody_elses_handler_gets_the_context(child) -> None:
     """A C handler installed before ours serves its own faults, beside ours."""
     child("""
-    from realmem._bench.fault_loops import foreign_handler
-    foreign = foreign_handler()             # maps a page where its own region faults
+    from realmem._bench.fault_loops import ForeignHandler
+    foreign = ForeignHandler()             # maps a page where its own region faults
     with Machine(nodes=1, memory="16M") as machine:
         p = machine.spawn()
         n = 64 * PAGE

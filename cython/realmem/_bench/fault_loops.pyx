@@ -95,15 +95,22 @@ cdef extern from *:
     static struct sigaction rm_before;
     static int rm_floor_fd, rm_floor_how;
     static uint64_t rm_floor_base;
+    static char rm_floor_from[4096] __attribute__((aligned(4096)));
+    static char rm_floor_to[4096] __attribute__((aligned(4096)));
     static void rm_floor_handler(int sig, siginfo_t *info, void *context)
     {
         uint64_t page = (uint64_t)info->si_addr & ~4095ull;
         (void)sig, (void)context;
         if (rm_floor_how == 0)
             mprotect((void *)page, 4096, PROT_READ | PROT_WRITE);
-        else
+        else {
+            if (rm_floor_how == 2) {
+                memcpy(rm_floor_to, rm_floor_from, 4096);
+                __asm__ __volatile__("" ::: "memory");
+            }
             mmap((void *)page, 4096, PROT_READ | PROT_WRITE,
                  MAP_SHARED | MAP_FIXED | MAP_POPULATE, rm_floor_fd, page - rm_floor_base);
+        }
     }
     static double rm_floor(uint64_t n, const uint32_t *order, int how)
     {
@@ -119,7 +126,7 @@ cdef extern from *:
             p = mmap(NULL, n * 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE,
                      rm_floor_fd, 0);
             if (p != MAP_FAILED) {
-                if (how == 1) {
+                if (how != 0) {
                     void *w = mmap(NULL, n * 4096, PROT_NONE,
                                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
                     munmap(p, n * 4096);
@@ -251,13 +258,14 @@ def floor(uint64_t n, str how, const uint32_t[::1] order=None):
     """
     Time a bare handler that makes one host call a fault and nothing else.
 
-    :param how: ``"mprotect"`` in a run mapped beforehand, or ``"mmap"`` of a memfd page.
+    :param how: ``"mprotect"`` in a run mapped beforehand, ``"mmap"`` of a memfd page, or
+        ``"copy+mmap"``.
     :return: ns a page.
     :raises OSError: the host refuses the memory.
     """
     cdef const uint32_t* scattered = &order[0] if order is not None else NULL
     cdef double ns
-    cdef int kind = 0 if how == "mprotect" else 1
+    cdef int kind = ("mprotect", "mmap", "copy+mmap").index(how)
     with nogil:
         ns = floor_ns(n, scattered, kind)
     if ns < 0:
@@ -350,19 +358,21 @@ def store_in_new_thread(uint64_t at, uint64_t value):
         store_in_thread(at, value)
 
 
-class foreign_handler:
+cdef class ForeignHandler:
     """Another library's SIGSEGV handler, and a region whose faults it serves."""
 
-    def __init__(self):
+    cdef readonly uint64_t base
+
+    def __cinit__(self):
         self.base = foreign_install()
 
     def store(self, uint64_t offset, uint64_t value):
         """Store a word in the region."""
-        (<volatile uint64_t*><uint64_t>(<uint64_t>self.base + offset))[0] = value
+        (<volatile uint64_t*>(self.base + offset))[0] = value
 
     def load(self, uint64_t offset):
         """Load a word of the region."""
-        return (<uint64_t*><uint64_t>(<uint64_t>self.base + offset))[0]
+        return (<uint64_t*>(self.base + offset))[0]
 
     @property
     def served(self):

@@ -57,6 +57,12 @@ def test_matching_is_by_what_was_measured():
     assert found.warnings == ()
 
 
+def test_benches_that_did_not_run_again_are_not_missed():
+    other = Result("alloc", "alloc+free", "ns", (1.0,))
+    found = compare(Run(HOST, results=(result(1), other)), Run(HOST, results=(result(1),)))
+    assert (len(found.changes), found.only_old) == (1, ())
+
+
 def test_differences_of_hosts_are_said():
     other = {**HOST, "cpu_model": "y", "load_average": [5.0]}
     stamped = Result("b", "m", "ns", (1.0,), stamps=("unverified",))

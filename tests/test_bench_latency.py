@@ -52,6 +52,21 @@ def test_smaller_memory_means_a_shorter_sweep(monkeypatch):
     assert {result.params["size_bytes"] for result in results} == {1 << 18, 1 << 20}
 
 
+def test_samples_with_another_thread_in_them_are_taken_again(monkeypatch):
+    """As often as asked; then what came out is kept."""
+    calls, switches = [], iter(range(1000))
+    monkeypatch.setattr(
+        latency.chase, "chase", lambda start, loads: (calls.append(loads), (loads * 10, start))[1]
+    )
+    monkeypatch.setattr(latency, "_preemptions", lambda: 0)
+    latency.sample_chase(0, 100, 100_000, 3, retries=4)
+    calm = len(calls)
+    monkeypatch.setattr(latency, "_preemptions", lambda: next(switches))
+    samples = latency.sample_chase(0, 100, 100_000, 3, retries=4)
+    assert samples == (10.0, 10.0, 10.0)
+    assert len(calls) - calm == calm + 3 * 4
+
+
 @pytest.mark.numa(nodes=2)
 def test_every_pair_of_nodes_is_measured_on_its_own_memory(monkeypatch):
     monkeypatch.setattr(latency, "sizes", lambda llc, quick: [16 << 10, 64 << 10, 1 << 20])

@@ -41,7 +41,7 @@ class Comparison:
     Two runs side by side.
 
     :ivar changes: the figures that both have, in the order of the later run.
-    :ivar only_old: figures that the later run lacks.
+    :ivar only_old: figures that the later run lacks, though it ran their bench.
     :ivar only_new: figures that the earlier run lacks.
     :ivar warnings: why the two may not be comparable at all.
     """
@@ -78,7 +78,9 @@ def compare(old: Run, new: Run) -> Comparison:
                     stats.noise_band(match.samples, result.samples),
                 )
             )
-    return Comparison(tuple(changes), tuple(before.values()), tuple(only_new), _warnings(old, new))
+    measured = {result.bench for result in new.results}
+    only_old = tuple(result for result in before.values() if result.bench in measured)
+    return Comparison(tuple(changes), only_old, tuple(only_new), _warnings(old, new))
 
 
 def _warnings(old: Run, new: Run) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ steps; the last size lies well beyond them.
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from realmem.host import limits
 from realmem.host.sysfs import read_text
 
 STRIDE_BYTES = 64
+RETRIES = 4
 
 _FIRST = 16 << 10
 
@@ -38,7 +40,9 @@ def sizes(llc_bytes: int, quick: bool) -> list[int]:
     return [1 << step for step in (steps[::-2][::-1] if quick else steps)]
 
 
-def sample_chase(start: int, lines: int, sample_ns: int, count: int) -> tuple[float, ...]:
+def sample_chase(
+    start: int, lines: int, sample_ns: int, count: int, retries: int = 0
+) -> tuple[float, ...]:
     """
     Follow a cycle for a while, several times over, going on where the last sample ended.
 
@@ -47,25 +51,35 @@ def sample_chase(start: int, lines: int, sample_ns: int, count: int) -> tuple[fl
         so that what fits into a cache lies there.
     :param sample_ns: how long a sample should take.
     :param count: how many samples.
+    :param retries: how often a sample is taken again if the kernel gave the CPU to another
+        thread meanwhile: it measured that thread.
     :return: nanoseconds a load, one figure a sample.
     """
     loads, spent = 256, 0
-    while spent < sample_ns // 8:
+    while spent < sample_ns // 4:
         loads *= 2
         spent, start = chase.chase(start, loads)
     loads = max(16, loads * sample_ns // spent // 16 * 16)
     _, start = chase.chase(start, min(lines, 4 * loads))
     samples = []
     for _ in range(count):
-        spent, start = chase.chase(start, loads)
+        for _attempt in range(retries + 1):
+            before = _preemptions()
+            spent, start = chase.chase(start, loads)
+            if _preemptions() == before:
+                break
         samples.append(spent / loads)
     return tuple(samples)
+
+
+def _preemptions() -> int:
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
 
 
 def run(options: Options) -> Iterator[Result]:
     """Give one result for each memory node, page kind, size and CPU node."""
     where = places()
-    sample_ns, count = (10_000_000, 7) if options.quick else (100_000_000, 11)
+    sample_ns, count = (2_000_000, 15) if options.quick else (10_000_000, 51)
     sweep = sizes(where.llc_bytes, options.quick)
     for memory_node in where.memory:
         for pages in options.pages or memory.default_pages():
@@ -78,7 +92,7 @@ def run(options: Options) -> Iterator[Result]:
                     for cpu_node, cpus in where.cpus.items():
                         options.progress(f"latency {cpu_node}>{memory_node} {pages} {size >> 10}K")
                         with pinned_to(cpus[:1]):
-                            samples = sample_chase(area.address, lines, sample_ns, count)
+                            samples = sample_chase(area.address, lines, sample_ns, count, RETRIES)
                         yield Result(
                             "latency",
                             "load",

@@ -64,6 +64,25 @@ def test_kernels_run_in_order_in_every_pass():
     assert set(a) == {x} and set(b) == {y} and set(c) == {z}
 
 
+@given(threads=st.integers(1, 3), retries=st.integers(0, 3), passes=st.integers(1, 4))
+def test_retries_change_no_result(threads, retries, passes):
+    """However often a kernel is run again, the arrays are those of one run."""
+    elements = 40
+    whole, (a, _b, _c) = arrays(elements)
+    model = whole.copy()
+    kernels = ("copy", "scale", "add", "triad", "write")
+    for _ in range(passes + 1):
+        for kernel in kernels:
+            expected(kernel, *model[1:-1].reshape(3, elements))
+    cpu = min(os.sched_getaffinity(0))          # more threads than CPUs: they preempt each other
+    rates = bandwidth.run_gang(
+        [cpu] * threads, a.ctypes.data, elements, passes + 1, kernels, retries
+    )
+    assert np.array_equal(whole, model)
+    assert [len(samples) for samples in rates.values()] == [passes] * 5
+    assert all(0 < rate < 1e6 for samples in rates.values() for rate in samples)
+
+
 def test_a_member_that_cannot_start_stops_the_gang():
     _whole, (a, _b, _c) = arrays(30)
     cpu = min(os.sched_getaffinity(0))

@@ -21,12 +21,14 @@ from realmem.bench.results import PeerResult, Result
 
 LEAST_LLC_BYTES = 16 << 20      # a virtual machine may show less cache than the host has
 
+RETRIES = 2
+
 KERNELS = ("read", "write", "copy", "scale", "add", "triad")
 
 
 def run_gang(
     cpus: Sequence[int], address: int, elements: int, passes: int,
-    kernels: Sequence[str] = KERNELS,
+    kernels: Sequence[str] = KERNELS, retries: int = 0,
 ) -> dict[str, tuple[float, ...]]:
     """
     Run kernels over three arrays that lie one after the other, on some CPUs at once.
@@ -36,11 +38,12 @@ def run_gang(
     :param elements: doubles in each array.
     :param passes: how often; the first pass warms up and is dropped, so at least 2.
     :param kernels: names, run in this order in every pass.
+    :param retries: how often a kernel is run again if another program came in between.
     :return: GB/s of each pass by kernel.
     :raises OSError: a thread could not be pinned.
     """
     threads = len(cpus)
-    gang = stream.Gang(threads, [stream.KERNELS[name][0] for name in kernels], passes)
+    gang = stream.Gang(threads, [stream.KERNELS[name][0] for name in kernels], passes, retries)
     failed: list[BaseException] = []
 
     def member(rank: int) -> None:
@@ -88,7 +91,9 @@ def run(options: Options) -> Iterator[Result]:
                         options.progress(
                             f"bandwidth {cpu_node}>{memory_node} {pages} threads {threads}"
                         )
-                        rates = run_gang(cpus[:threads], area.address, elements, passes)
+                        rates = run_gang(
+                            cpus[:threads], area.address, elements, passes, retries=RETRIES
+                        )
                         for kernel, samples in rates.items():
                             yield Result(
                                 "bandwidth",

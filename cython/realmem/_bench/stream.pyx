@@ -12,6 +12,12 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 cdef extern from *:
     """
     #include <sched.h>
+    #include <sys/resource.h>
+    static inline long rm_preemptions(void)
+    {
+        struct rusage usage;
+        return getrusage(RUSAGE_THREAD, &usage) ? 0 : usage.ru_nivcsw;
+    }
     #if defined(__x86_64__) || defined(__i386__)
     #define rm_pause() __builtin_ia32_pause()
     #else
@@ -23,6 +29,7 @@ cdef extern from *:
     ctypedef double* array_t "double *__restrict__"
     void pause "rm_pause"() noexcept nogil
     int sched_yield() noexcept nogil
+    long preemptions "rm_preemptions"() noexcept nogil      # of the calling thread, so far
     int load_int "__atomic_load_n"(int* p, int order) noexcept nogil
     void store_int "__atomic_store_n"(int* p, int value, int order) noexcept nogil
     int add_return "__atomic_add_fetch"(int* p, int value, int order) noexcept nogil
@@ -131,6 +138,8 @@ cdef class Gang:
     :param threads: how many will call :meth:`work`.
     :param kernels: numbers of KERNELS, run one after the other in every pass.
     :param passes: how often.
+    :param retries: how often a step is done again if one of the threads had to leave its CPU to
+        another program meanwhile; running a kernel again changes nothing.
     """
 
     cdef int threads
@@ -139,22 +148,26 @@ cdef class Gang:
     cdef int cancelled
     cdef int passes
     cdef int nr_kernels
+    cdef int attempts               # at most, for each step
     cdef int* kernels
+    cdef int* disturbed             # passes x nr_kernels x attempts: threads preempted in it
     cdef double* begins             # threads x passes x nr_kernels: each thread writes its own
     cdef double* ends
     cdef uint64_t total             # keeps what the reading kernel found
 
-    def __cinit__(self, int threads, kernels, int passes):
-        if threads < 1 or passes < 1 or not kernels:
+    def __cinit__(self, int threads, kernels, int passes, int retries=0):
+        if threads < 1 or passes < 1 or retries < 0 or not kernels:
             raise ValueError("a gang needs at least a thread, a pass and a kernel")
         self.threads = threads
         self.passes = passes
+        self.attempts = retries + 1
         self.nr_kernels = <int>len(kernels)
         self.kernels = <int*>calloc(self.nr_kernels, sizeof(int))
         cdef size_t count = <size_t>threads * passes * self.nr_kernels
         self.begins = <double*>calloc(count, sizeof(double))
         self.ends = <double*>calloc(count, sizeof(double))
-        if self.kernels == NULL or self.begins == NULL or self.ends == NULL:
+        self.disturbed = <int*>calloc(count * self.attempts, sizeof(int))
+        if NULL in (self.kernels, self.begins, self.ends, self.disturbed):
             raise MemoryError
         for i, kernel in enumerate(kernels):
             if not READ <= kernel <= TRIAD:
@@ -165,6 +178,7 @@ cdef class Gang:
         free(self.kernels)
         free(self.begins)
         free(self.ends)
+        free(self.disturbed)
 
     cdef bint meet(self) noexcept nogil:
         # A barrier that spins, since a sleeper's wake-up takes longer than a small pass; it
@@ -185,6 +199,33 @@ cdef class Gang:
                 pause()
         return True
 
+    cdef bint one_step(
+        self, int rank, size_t step, double* a, double* b, double* c, uint64_t elements,
+        uint64_t* found
+    ) noexcept nogil:
+        # Run one kernel of one pass; give False if the gang is cancelled.
+        cdef size_t at = rank * <size_t>self.passes * self.nr_kernels + step
+        cdef kernel_t run = functions[self.kernels[step % self.nr_kernels]]
+        cdef int* disturbed = self.disturbed + step * self.attempts
+        cdef int attempt
+        cdef long before
+        for attempt in range(self.attempts):
+            before = preemptions()
+            if not self.meet():
+                return False
+            self.begins[at] = now()
+            found[0] += run(a, b, c, elements)
+            self.ends[at] = now()
+            if attempt == self.attempts - 1:
+                return True
+            if preemptions() != before:
+                add_return(&disturbed[attempt], 1, ACQ_REL)
+            if not self.meet():             # all have said whether they were disturbed
+                return False
+            if load_int(&disturbed[attempt], ACQUIRE) == 0:
+                return True
+        return True
+
     def work(self, int rank, uintptr_t a, uintptr_t b, uintptr_t c, uint64_t elements) -> None:
         """
         Run every pass on this thread's slice.
@@ -196,18 +237,13 @@ cdef class Gang:
         """
         cdef size_t step, steps = <size_t>self.passes * self.nr_kernels
         cdef uint64_t found = 0
-        cdef double* begins = self.begins + rank * steps
-        cdef double* ends = self.ends + rank * steps
         if not 0 <= rank < self.threads:
             raise ValueError(f"no rank {rank} in a gang of {self.threads}")
         with nogil:
             for step in range(steps):
-                if not self.meet():
+                if not self.one_step(rank, step, <double*>a, <double*>b, <double*>c, elements,
+                                     &found):
                     break
-                begins[step] = now()
-                found += functions[self.kernels[step % self.nr_kernels]](
-                    <double*>a, <double*>b, <double*>c, elements)
-                ends[step] = now()
         if rank == 0:
             self.total = found
 

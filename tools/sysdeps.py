@@ -181,8 +181,12 @@ def apt_install(names: list[str]) -> bool:
     options = ["-qq", "-o", "DPkg::Lock::Timeout=300", "-o", "Dpkg::Use-Pty=0"]
 
     def apt(*words: str) -> bool:
-        return subprocess.run(["apt-get", *options, *words], env=quiet, stdout=sys.stderr,
-                              stdin=subprocess.DEVNULL).returncode == 0
+        done = subprocess.run(["apt-get", *options, *words], env=quiet, text=True,
+                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT, errors="replace")
+        if done.returncode:
+            print(done.stdout[-4000:], file=sys.stderr)
+        return done.returncode == 0
 
     apt("update")           # without a network the lists at hand may still do
     return apt("install", "-y", "--no-install-recommends", *names)

@@ -281,8 +281,8 @@ def cpu_map(nodes: Sequence[ResolvedNode], host: Any) -> list[int]:
     """
     Map every host CPU to a node id.
 
-    A CPU that no node names belongs to the nearest node by its host node, first to one that
-    has CPUs.
+    A CPU that no node names belongs to the nearest node that has CPUs, by its host node: a
+    memory-only node is local to nobody, even to the CPUs that are near it in truth.
     """
     owner = {cpu: nid for nid, node in enumerate(nodes) for cpu in node.cpus}
     cpus = host.present_cpus()
@@ -293,6 +293,6 @@ def cpu_map(nodes: Sequence[ResolvedNode], host: Any) -> list[int]:
             continue
         at = next((n.id for n in host.usable_nodes() if cpu in host.cpus_of(n.id)), None)
         result.append(min(range(len(nodes)), key=lambda nid: (
-            at is not None and host.distance(at, nodes[nid].host_node),
-            not nodes[nid].cpus, nid)))
+            not nodes[nid].cpus,
+            at is not None and host.distance(at, nodes[nid].host_node), nid)))
     return result

@@ -627,13 +627,24 @@ cdef inline uint32_t as_gfp(object gfp) except? 0xFFFFFFFF:
     return <uint32_t>value
 
 
+# The combinations that reports name, those with the most flags first.
+GFP_NAMES = (
+    "TRANSHUGE", "TRANSHUGE_LIGHT", "HIGHUSER_MOVABLE", "HIGHUSER", "USER", "KERNEL_ACCOUNT",
+    "KERNEL", "NOFS", "ATOMIC", "NOIO", "NOWAIT", "DMA", "DMA32",
+)
+
+
 def describe_gfp(gfp):
-    """Name a set of GFP flags the way the kernel's reports do."""
-    for name, value in GFP.__members__.items():
-        if value == gfp and gfp & 0xC00:
-            return f"GFP_{name}"
-    return "|".join(f"__GFP_{flag.name}" for flag in GFP if flag & gfp == flag
-                    and flag & (flag - 1) == 0) or "0"
+    """Name a set of GFP flags the way the kernel's reports do (%pGg)."""
+    names = []
+    left = int(gfp)
+    for name in GFP_NAMES:
+        flags = int(GFP[name])
+        if left & flags == flags:
+            names.append(f"GFP_{name}")
+            left &= ~flags
+    names += [f"__GFP_{flag.name}" for flag in GFP if flag & left and flag & (flag - 1) == 0]
+    return "|".join(names) or "0"
 
 
 # The stack of the caller in Python, innermost last.

@@ -152,6 +152,36 @@ def test_no_block_reaches_past_its_zone():
         assert [zone.free_area for zone in machine.nodes[0].zones] == before
 
 
+@pytest.mark.conformance("BD-07")
+def test_the_largest_order(large):
+    page = large.alloc_pages(GFP.KERNEL, 10)
+    with large.view(page.address, 4 << 20) as view:
+        view[0] = view[-1] = 1
+    assert large.alloc_pages(GFP.KERNEL, 10).pfn - page.pfn in (1024, -1024)
+    with pytest.raises(ValueError):
+        large.alloc_pages(GFP.KERNEL, 11)
+
+
+@pytest.mark.conformance("BD-12")
+def test_freeing_address_zero_does_nothing(machine):
+    before = machine.vmstat.snapshot()
+    for order in (0, 3, 10):
+        assert machine.free_pages(0, order) is None
+    assert machine.vmstat.snapshot() == before
+
+
+@pytest.mark.conformance("BD-13")
+@pytest.mark.parametrize("order", [0, 3, 5, 9])
+def test_a_double_free_is_reported_and_changes_nothing(machine, order):
+    page = machine.alloc_pages(GFP.KERNEL, order)
+    machine.free_pages(page, order)
+    before = machine.vmstat.snapshot(), machine.procfs["/proc/pagetypeinfo"]
+    with pytest.raises(rm.AllocatorError, match=f"{page.pfn}"):
+        machine.free_pages(page, order)
+    assert (machine.vmstat.snapshot(), machine.procfs["/proc/pagetypeinfo"]) == before
+    machine.check()
+
+
 @pytest.mark.conformance("BD-11")
 def test_addresses_and_zeroed_pages(machine):
     address = machine.get_free_pages(GFP.KERNEL, 2)

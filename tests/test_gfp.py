@@ -54,6 +54,15 @@ def test_a_failure_is_reported_with_order_and_mask_and_nowarn_prints_nothing(mac
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.conformance("GF-11")
+@pytest.mark.parametrize("gfp", [GFP.DMA | GFP.HIGHMEM, GFP.DMA | GFP.DMA32])
+def test_impossible_zones_are_rejected(machine, gfp):
+    before = machine.vmstat.snapshot()
+    with pytest.raises(ValueError):
+        machine.alloc_pages(GFP.KERNEL | gfp, 0)
+    assert machine.vmstat.snapshot() == before
+
+
 @pytest.mark.conformance("GF-10")
 def test_thisnode_fails_rather_than_go_remote(machine):
     with pytest.raises(rm.OutOfMemory) as caught:

@@ -203,6 +203,21 @@ def test_matrices_fit_and_lose_no_figure(width, nodes):
     assert "* unverified" in text.replace("\n", " ")
 
 
+@pytest.mark.parametrize("width", [50, 60, 70, 80])
+def test_bars_give_way_to_words(width):
+    results = [
+        Result("toy", "anonymous write", "ns", (float(ns),), 0, 0,
+               {"pattern": pattern, "who": "realmem/kernel"})
+        for ns, pattern in ((12345, "scattered"), (23456, "in order"))
+    ]
+    console = Console(file=io.StringIO(), width=width)
+    bench_view.show_bench(console, "A toy", results)
+    text = console.file.getvalue()
+    assert max(map(len, text.splitlines())) <= width
+    assert "scattered" in text
+    assert "…" not in text
+
+
 def test_kinds_of_figures_have_tables_of_their_own():
     results = [
         Result("toy", "alloc", "ns", (1.0,), 0, 0, {"order": 0}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from rich.measure import Measurement
 from rich.table import Table
 
 from realmem.bench.facts import is_busy
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
     from realmem.bench.compare import Comparison
     from realmem.bench.results import PeerResult, Result, Run
-
-_WIDE = 70          # narrower consoles get no bars
 
 
 def show_host(console: Console, run: Run) -> None:
@@ -124,10 +123,17 @@ def _three(result: Result) -> list[str]:
 
 def _print_rows(console: Console, results: Sequence[Result], varying: Sequence[str]) -> None:
     """Print one row for each figure, with a bar where there is room."""
+    table = _rows(results, varying, bars(console, results))
+    anywhere = console.options.update(max_width=1000)
+    if Measurement.get(console, anywhere, table).maximum > console.width:
+        table = _rows(results, varying, [])
+    console.print(table)
+
+
+def _rows(results: Sequence[Result], varying: Sequence[str], drawn: Sequence[str]) -> Table:
     table = _table()
     stamps = distinct(result.stamps for result in results)
     has_pair = any(pair_name(result) for result in results)
-    drawn = bars(console, results) if console.width >= _WIDE else []
     has_metrics = _add_labels(table, results, varying)
     if has_pair:
         table.add_column("cpu>mem", no_wrap=True)
@@ -145,7 +151,7 @@ def _print_rows(console: Console, results: Sequence[Result], varying: Sequence[s
             *([", ".join(result.stamps)] if len(stamps) > 1 else []),
             *([bar] if drawn else []),
         )
-    console.print(table)
+    return table
 
 
 def _print_matrix(console: Console, results: Sequence[Result], varying: Sequence[str]) -> None:
@@ -192,7 +198,7 @@ def _add_labels(table: Table, results: Sequence[Result], varying: Sequence[str])
     if has_metrics:
         table.add_column("what", overflow="fold")
     for name in varying:
-        table.add_column(param_name(name), justify="right")
+        table.add_column(param_name(name), justify="right", overflow="fold")
     return has_metrics
 
 

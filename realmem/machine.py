@@ -335,11 +335,12 @@ class Machine:
         if self._allocator.nr_exports and not self._inherited():
             # Live views lose their memory, not their addresses: a later access is a
             # SIGSEGV, never somebody else's data.
+            # The allocator first: other threads may still be inside it.
             self._closed = True
             pool = self._pool
-            pool.revoke()
             self._allocator.when_released(pool.close)
             self._allocator.close()
+            pool.revoke()
             return
         self.close()
 

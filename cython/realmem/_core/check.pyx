@@ -68,8 +68,10 @@ def check(MachineCore core):
     cdef uint8_t[::1] seen
     core.alive()
     seen = bytearray(max(core.m.max_pfn, 1))
+    core.busy += 1
     with nogil:
         validate_machine(core.m, &seen[0], &found)
+    core.busy -= 1
     if found.what != VALID:
         where = f"node {found.index // 4} zone {ZONE_NAMES[found.index % 4]}: "
         raise InvariantError(where + MESSAGES[found.what].format(

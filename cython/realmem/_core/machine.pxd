@@ -6,8 +6,9 @@ from realmem.types cimport machine, zone
 cdef class MachineCore:
     cdef machine* m                 # NULL once closed
     cdef uint64_t control_bytes     # of the block that m heads
-    cdef int generation             # fork_generation when made
+    cdef int generation             # fork_generation when made; CLOSING from close() on
     cdef int exports                # live buffers over frames
+    cdef int busy                   # threads inside m without the GIL; writers hold the GIL
     cdef int atomic_contexts        # open in any thread
     cdef object on_last_release     # called when a closed machine's last buffer dies
     cdef object kept                # what must outlive the structures

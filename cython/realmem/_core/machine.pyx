@@ -15,7 +15,7 @@ from realmem._kernel.stat cimport (
 from realmem.compiler cimport spin_lock, spin_unlock
 from realmem.linux cimport (
     MADV_DONTFORK, MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, madvise, mmap,
-    munmap,
+    munmap, sched_yield,
 )
 from realmem.types cimport (
     COUNTS_FREE, COUNTS_NEW, MAX_NR_ZONES, MAX_NUMNODES, MAX_PAGE_ORDER, MIGRATE_MOVABLE,
@@ -25,6 +25,9 @@ from realmem.types cimport (
 )
 
 from realmem.errors import HostError
+
+cdef enum:
+    CLOSING = -1                    # a generation that no machine is made in
 
 # Names of the machine-wide event counters, in the order of types.pxd.
 EVENT_NAMES = (
@@ -70,6 +73,8 @@ cdef class MachineCore:
     cdef int alive(self) except -1:
         if self.m == NULL:
             raise ValueError("this machine is closed")
+        if self.generation == CLOSING:
+            raise ValueError("this machine is closed")
         if self.generation != fork_generation:
             raise ValueError("this machine was inherited over os.fork(); make a new one")
         return 0
@@ -80,8 +85,18 @@ cdef class MachineCore:
         self.m = NULL
 
     def close(self):
-        """Forget the structures; the caller unmaps the frames."""
-        if self.m != NULL and self.generation == fork_generation:
+        """
+        Forget the structures; the caller unmaps the frames.
+
+        Waits for threads that are inside without the GIL; no new ones come in.
+        """
+        if self.m == NULL or self.generation == CLOSING:
+            return
+        if self.generation == fork_generation:
+            self.generation = CLOSING
+            while self.busy:
+                with nogil:
+                    sched_yield()
             self.release()
         self.m = NULL
 
@@ -281,8 +296,10 @@ cdef class MachineCore:
         Compare mm/page_alloc.c:drain_all_pages().
         """
         self.alive()
+        self.busy += 1
         with nogil:
             drain_all_pages(self.m)
+        self.busy -= 1
 
     # ---- contexts ----
 

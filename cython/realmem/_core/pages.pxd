@@ -22,6 +22,7 @@ cdef class Page:
     cdef PageAllocator allocator
     cdef uint64_t _pfn
     cdef page* raw(self) except NULL
+    cdef object machine(self)
     cdef page* referenced(self) except NULL
 
 cdef class PageArray:

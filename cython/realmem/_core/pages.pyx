@@ -14,9 +14,9 @@ from realmem._kernel.page_free cimport (
 from realmem._kernel.percpu cimport get_cpu_area
 from realmem.compiler cimport unlikely
 from realmem.types cimport (
-    GFP_DIRECT_RECLAIM, GFP_HIGHMEM, GFP_ZERO, MAX_PAGE_ORDER, NR_PAGEFLAGS, PAGE_ALLOCATED,
-    PAGE_BUDDY, PAGE_PCP, PAGE_SHIFT, PAGE_SIZE, PAGEBLOCK_ORDER, PG_tail, page, page_address,
-    page_to_pfn, page_zone, pfn_address, pfn_to_page, zone,
+    GFP_COMP, GFP_DIRECT_RECLAIM, GFP_HIGHMEM, GFP_ZERO, MAX_PAGE_ORDER, NR_PAGEFLAGS,
+    PAGE_ALLOCATED, PAGE_BUDDY, PAGE_PCP, PAGE_SHIFT, PAGE_SIZE, PAGEBLOCK_ORDER, PG_tail, page,
+    page_address, page_to_pfn, page_zone, pfn_address, pfn_to_page, zone,
 )
 
 from realmem.errors import AllocatorError, AtomicContextError, OutOfMemory
@@ -94,6 +94,8 @@ cdef class PageAllocator(MachineCore):
         :raises ValueError: size is not positive or more than 4 MiB.
         """
         cdef int64_t wanted = as_int(size, "size")
+        # Pieces of a compound page could not be freed one by one.
+        cdef uint32_t flags = as_gfp(gfp) & ~<uint32_t>GFP_COMP
         cdef unsigned int order = 0
         cdef uint64_t i
         cdef page* p
@@ -101,7 +103,7 @@ cdef class PageAllocator(MachineCore):
             raise ValueError(f"size {size} is not within 1 byte and 4 MiB")
         while <int64_t>PAGE_SIZE << order < wanted:
             order += 1
-        p = self.alloc(as_gfp(gfp), order, -1)
+        p = self.alloc(flags, order, -1)
         split_page(self.m, p, order)
         for i in range((wanted + PAGE_SIZE - 1) >> PAGE_SHIFT, <uint64_t>1 << order):
             free_pages(self.m, p + i, 0)
@@ -149,23 +151,32 @@ cdef class PageAllocator(MachineCore):
         if array.size == 0:
             return new_page_array(self, array)
         pfns = array
+        if self.traces is not None:
+            trace = who_calls()         # may raise: before there is anything to give back
+        self.busy += 1
         with nogil:
             got = alloc_pages_bulk(self.m, nid, flags, pfns.shape[0], &pfns[0])
-        self.check_bad_pages()
+        self.busy -= 1
+        if unlikely(self.m.nr_bad_pages != self.bad_pages_seen):
+            free_pages_bulk(self.m, &pfns[0], got)
+            self.check_bad_pages()
         if self.traces is not None:
-            for pfn in array[:got]:
-                self.traces[int(pfn)] = who_calls()
+            self.traces.update(dict.fromkeys(array[:got].tolist(), trace))
         return new_page_array(self, array[:got])
 
     cdef page* alloc(self, uint32_t gfp, unsigned int order, int nid,
                      bint interleave=False) except NULL:
         cdef page* p
         self.may_alloc(gfp)
+        if unlikely(self.traces is not None):
+            trace = who_calls()         # may raise: before there is anything to give back
         if unlikely(interleave):
             p = alloc_page_interleave(self.m, nid, gfp, order)
         elif order >= PAGEBLOCK_ORDER and gfp & GFP_ZERO:
+            self.busy += 1
             with nogil:
                 p = alloc_pages_node(self.m, nid, gfp, order)
+            self.busy -= 1
         else:
             p = alloc_pages_node(self.m, nid, gfp, order)
         if unlikely(self.m.nr_bad_pages != self.bad_pages_seen):
@@ -175,7 +186,7 @@ cdef class PageAllocator(MachineCore):
         if unlikely(p == NULL):
             raise self.out_of_memory(gfp, order, nid)
         if unlikely(self.traces is not None):
-            self.traces[page_to_pfn(self.m, p)] = who_calls()
+            self.traces[page_to_pfn(self.m, p)] = trace
         return p
 
     cdef int may_alloc(self, uint32_t gfp) except -1:
@@ -253,6 +264,8 @@ cdef class PageAllocator(MachineCore):
         cdef uint64_t i
         self.alive()
         if isinstance(pages, PageArray):
+            if (<PageArray>pages).allocator is not self:
+                raise AllocatorError(f"{pages!r} belongs to another machine")
             array = pages.pfns
         else:
             array = numpy.array([page_to_pfn(self.m, self.page_at(one)) for one in pages],
@@ -267,18 +280,25 @@ cdef class PageAllocator(MachineCore):
         if self.traces is not None:
             for pfn in array:
                 self.traces.pop(int(pfn), None)
-        with nogil:
-            free_pages_bulk(self.m, &pfns[0], pfns.shape[0])
+        # With the GIL: no other thread may free one of them after it was checked.
+        free_pages_bulk(self.m, &pfns[0], pfns.shape[0])
 
     # The page that a Page or an address names; NULL for address 0.
     cdef page* page_at(self, object page_or_addr) except? NULL:
         cdef int64_t addr
+        cdef int overflow = 0
         self.alive()
         if isinstance(page_or_addr, Page):
             if (<Page>page_or_addr).allocator is not self:
                 raise AllocatorError(f"{page_or_addr!r} belongs to another machine")
             return pfn_to_page(self.m, (<Page>page_or_addr)._pfn)
-        addr = as_int(page_or_addr, "page_or_addr")
+        if PyLong_Check(page_or_addr):
+            addr = PyLong_AsLongLongAndOverflow(page_or_addr, &overflow)
+            if unlikely(overflow):
+                raise AllocatorError(
+                    f"bad pointer: {page_or_addr:#x} is not the address of a page here")
+        else:
+            addr = as_int(page_or_addr, "page_or_addr")
         if addr == 0:
             return NULL
         if unlikely(addr & (PAGE_SIZE - 1)
@@ -459,7 +479,7 @@ cdef class Page:
     def zone(self):
         """The Zone it lies in."""
         cdef zone* z = page_zone(self.allocator.m, self.raw())
-        return self.allocator.owner().zone_by_index(z.index)
+        return self.machine().zone_by_index(z.index)
 
     @property
     def order(self):
@@ -505,7 +525,7 @@ cdef class Page:
     def mappings(self):
         """The mappings of it: a list of (pid, address)."""
         self.allocator.alive()
-        return self.allocator.owner().mappings_of(self._pfn)
+        return self.machine().mappings_of(self._pfn)
 
     def get(self):
         """
@@ -531,6 +551,13 @@ cdef class Page:
     cdef page* raw(self) except NULL:
         self.allocator.alive()
         return pfn_to_page(self.allocator.m, self._pfn)
+
+    # A page keeps the memory, not the Machine that nobody holds any more.
+    cdef object machine(self):
+        machine = self.allocator.owner()
+        if machine is None:
+            raise ValueError("this page's machine is gone")
+        return machine
 
     # The page that holds this one's references: itself, or its compound head.
     cdef page* referenced(self) except NULL:

@@ -191,7 +191,7 @@ cdef page* rmqueue(machine* m, cpu_area* area, zone* z, unsigned int order, int 
 cdef inline bint prep_new_page(machine* m, page* p, unsigned int order, uint32_t gfp,
                                int migratetype) noexcept nogil:
     if unlikely(p.counts.word != COUNTS_FREE or p.mapping != NULL
-                or p.flags & (PAGE_FLAGS_CHECK_AT_FREE | 1 << PG_poisoned)):
+                or p.flags & PAGE_FLAGS_CHECK_AT_FREE or m.options & MACHINE_POISON):
         if not check_new_page(m, p, order):
             return False
     p.counts.word = COUNTS_NEW

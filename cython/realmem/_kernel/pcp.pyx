@@ -188,6 +188,7 @@ cdef cpu_area* area_new(machine* m) noexcept nogil:
 cdef void area_reset(machine* m, cpu_area* area) noexcept nogil:
     cdef int i
     cdef int j
+    area.atomic_depth = 0       # contexts end with their machine
     for i in range(NR_VM_EVENT_ITEMS):
         area.events[i] = 0
     for i in range(m.nr_zones):

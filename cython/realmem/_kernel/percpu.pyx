@@ -225,6 +225,7 @@ cdef void percpu_exit(machine* m) noexcept nogil:
 cdef void after_fork_in_child() noexcept nogil:
     global fork_generation, this_area, thread_areas
     fork_generation += 1
+    registry_lock.locked = 0    # a thread that the child has not got may have held it
     this_area = boot_area       # the areas were not inherited
     thread_areas = NULL
     pthread_setspecific(area_key, NULL)

@@ -52,11 +52,11 @@ def test_order_11_can_never_succeed(machine):
     machine.free_pages(block, 10)
     for order in (11, -1, 64, 2**31, 2**63, -2**70):
         for call in (machine.alloc_pages, machine.get_free_pages):
-            with pytest.raises(ValueError, match="order|out of range"):
+            with pytest.raises(ValueError, match=r"order|out of range"):
                 call(GFP.KERNEL, order)
-        with pytest.raises(ValueError, match="order|out of range"):
+        with pytest.raises(ValueError, match=r"order|out of range"):
             machine.alloc_pages_node(0, GFP.KERNEL, order)
-        with pytest.raises(ValueError, match="order|out of range"):
+        with pytest.raises(ValueError, match=r"order|out of range"):
             machine.free_pages(0, order)
 
 

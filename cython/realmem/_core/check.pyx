@@ -68,6 +68,7 @@ def check(MachineCore core):
     cdef uint8_t[::1] seen
     core.alive()
     seen = bytearray(max(core.m.max_pfn, 1))
+    core.alive()                # again: a finalizer may have run in between
     core.busy += 1
     with nogil:
         validate_machine(core.m, &seen[0], &found)

@@ -153,6 +153,7 @@ cdef class PageAllocator(MachineCore):
         pfns = array
         if self.traces is not None:
             trace = who_calls()         # may raise: before there is anything to give back
+        self.may_alloc(flags)           # again: Python code ran, another thread may have closed
         self.busy += 1
         with nogil:
             got = alloc_pages_bulk(self.m, nid, flags, pfns.shape[0], &pfns[0])
@@ -167,9 +168,9 @@ cdef class PageAllocator(MachineCore):
     cdef page* alloc(self, uint32_t gfp, unsigned int order, int nid,
                      bint interleave=False) except NULL:
         cdef page* p
-        self.may_alloc(gfp)
         if unlikely(self.traces is not None):
             trace = who_calls()         # may raise: before there is anything to give back
+        self.may_alloc(gfp)
         if unlikely(interleave):
             p = alloc_page_interleave(self.m, nid, gfp, order)
         elif order >= PAGEBLOCK_ORDER and gfp & GFP_ZERO:
@@ -202,8 +203,8 @@ cdef class PageAllocator(MachineCore):
         if node is None:
             return -1
         nid = as_int(node, "node")
-        if unlikely(nid < -1 or self.m == NULL or nid >= self.m.nr_nodes):
-            self.alive()
+        self.alive()                # self.m is not even mapped in a forked child
+        if unlikely(nid < -1 or nid >= self.m.nr_nodes):
             raise ValueError(f"no node {node}: this machine has nodes 0 to {self.m.nr_nodes - 1}")
         return <int>nid
 
@@ -275,6 +276,7 @@ cdef class PageAllocator(MachineCore):
         if numpy.unique(array).size != array.size:
             raise AllocatorError("double free: a page stands twice in the sequence")
         pfns = array
+        self.alive()            # again: Python code ran, another thread may have closed
         for i in range(<uint64_t>pfns.shape[0]):
             self.check_free(pfns[i], 0)
         if self.traces is not None:

@@ -95,11 +95,14 @@ class Machine:
         places = resolve(nodes, memory, host)
         ranges = lay_out([place.memory for place in places], parse_zones(zones))
         self.cpus = self._nr_cpus(cpus, places)
-        self._pool = _take_memory(places, ranges, backing, mlock, progress)
+        held: list[Pool] = []
         try:
+            _take_memory(places, ranges, backing, mlock, progress, held)
+            self._pool = held[0]
             self._build(places, ranges, poison * _POISON | page_owner * _PAGE_OWNER)
         except BaseException:
-            self._pool.close()
+            for pool in held:
+                pool.close()
             raise
         if page_owner:
             self._allocator.track_owners()
@@ -380,7 +383,8 @@ def _take_memory(
     backing: str,
     mlock: bool,
     progress: Callable[[int, int, int], None] | None,
-) -> Pool:
+    held: list[Pool],
+) -> None:
     from realmem.pool import Pool, PoolNode
     from realmem.progress import populating
 
@@ -395,4 +399,4 @@ def _take_memory(
         for place, where in zip(places, ranges, strict=True)
     ]
     with populating([node.bytes for node in nodes], progress) as report:
-        return Pool(nodes, backing=backing, mlock=mlock, progress=report)
+        Pool(nodes, backing=backing, mlock=mlock, progress=report, held=held)

@@ -72,6 +72,7 @@ class Pool:
         backing: str = "4K",
         mlock: bool = False,
         progress: Progress | None = None,
+        held: list[Pool] | None = None,
     ) -> None:
         """
         Take the memory.
@@ -83,6 +84,8 @@ class Pool:
         :param backing: ``"4K"``, ``"thp"``, ``"hugetlb-2M"`` or ``"hugetlb-1G"``.
         :param mlock: keep the host from swapping it.
         :param progress: called with (node index, bytes done, bytes of the node).
+        :param held: the pool is appended to it before it takes anything, so that a caller who
+            is interrupted before the call returns can close it.
         :raises HostError: the host has not got it or refuses; nothing is kept then.
         :raises ValueError: nodes that are misaligned, overlap, or hold no page array.
         """
@@ -101,6 +104,8 @@ class Pool:
         self._owner = os.getpid()
         self.placement: list[Placement] = []
         self.huge_bytes = [0] * len(self.nodes)
+        if held is not None:
+            held.append(self)
         try:
             self._take(mlock, progress)
         except BaseException:
@@ -163,46 +168,41 @@ class Pool:
 
     def _reserve(self, size: int, align: int) -> int:
         try:
-            where = core.reserve(size, align)
+            return core.reserve(size, align, self._maps)
         except OSError as error:
             raise HostError(
                 error.errno,
                 f"cannot reserve {format_size(size)} of address space: {error.strerror}; "
                 "raise ulimit -v or ask for less memory",
             ) from None
-        self._maps.append((where, size))
-        return where
 
     def _map(self, i: int) -> str | None:
         """Make and map one node's memfd, bound; give why it could not be bound."""
         node = self.nodes[i]
         if not node.bytes:
             return None
-        self.fds[i] = fd = self._memfd(f"realmem-node{i}", node.bytes, self.hugetlb)
+        fd = self._memfd(self.fds, i, f"realmem-node{i}", node.bytes, self.hugetlb)
         where = self.direct_map + node.start_phys
         self._map_at(where, node.bytes, fd, 0, self.backing == "thp")
         refusal = self._bind(where, node.bytes, node.host_node)
         where = self.vmemmap + node.start_phys // PAGE_SIZE * STRUCT_PAGE_SIZE
         offset = node.memmap_phys - node.start_phys
         if self.hugetlb:
-            fd = self._memfd(f"realmem-memmap{i}", node.memmap_bytes, False)
-            self._side_fds[i], offset = fd, 0
+            fd = self._memfd(self._side_fds, i, f"realmem-memmap{i}", node.memmap_bytes, False)
+            offset = 0
         self._map_at(where, node.memmap_bytes, fd, offset, False)
         if self.hugetlb:
             self._bind(where, node.memmap_bytes, node.host_node)
         return refusal
 
-    def _memfd(self, name: str, size: int, huge: bool) -> int:
+    def _memfd(self, fds: list[int], i: int, name: str, size: int, huge: bool) -> int:
         flags = os.MFD_CLOEXEC
         if huge:
             flags |= os.MFD_HUGETLB | (self.page_bytes.bit_length() - 1) << os.MFD_HUGE_SHIFT
-        fd = -1
         try:
-            fd = os.memfd_create(name, flags)
-            os.ftruncate(fd, size)
+            core.memfd(fds, i, name, flags)
+            os.ftruncate(fds[i], size)
         except OSError as error:
-            if fd >= 0:
-                os.close(fd)
             hint = {
                 errno.EMFILE: "; raise ulimit -n",
                 errno.EFBIG: "; raise ulimit -f",
@@ -210,7 +210,7 @@ class Pool:
             raise HostError(
                 error.errno, f"cannot make {name} of {format_size(size)}: {error.strerror}{hint}"
             ) from None
-        return fd
+        return fds[i]
 
     def _map_at(self, where: int, size: int, fd: int, offset: int, huge: bool) -> None:
         try:

@@ -82,8 +82,17 @@ cdef struct orders:             # all that the child reads; copied by the fork
     region regions[MAX_REGIONS]
 
 
-def reserve(uint64_t size, uint64_t align):
-    """Reserve address space with nothing behind it; give its address."""
+def memfd(list fds, int i, str name, unsigned int flags):
+    """Make a memfd and note it in fds[i]: one step, which no KeyboardInterrupt parts."""
+    fds[i] = os.memfd_create(name, flags)
+
+
+def reserve(uint64_t size, uint64_t align, list held=None):
+    """
+    Reserve address space with nothing behind it; give its address.
+
+    With ``held``, note (address, size) there: one step, which no KeyboardInterrupt parts.
+    """
     cdef char* where = <char*>mmap(NULL, size + align, PROT_NONE,
                                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
     if <void*>where == MAP_FAILED:
@@ -95,6 +104,8 @@ def reserve(uint64_t size, uint64_t align):
         munmap(first + size, where + align - first)
     madvise(first, size, MADV_DONTFORK)
     madvise(first, size, MADV_DONTDUMP)
+    if held is not None:
+        held.append((<uint64_t>first, size))
     return <uint64_t>first
 
 

@@ -24,11 +24,12 @@ from realmem.compiler cimport (
 from realmem.types cimport (
     ALLOCSTALL, COUNTS_FREE, COUNTS_NEW, GFP_COMP, GFP_DIRECT_RECLAIM, GFP_HIGH,
     GFP_KSWAPD_RECLAIM, GFP_MEMALLOC, GFP_NOFAIL, GFP_NOMEMALLOC, GFP_NORETRY,
-    GFP_RETRY_MAYFAIL, GFP_THISNODE, GFP_ZERO, KSWAPD_WAKE, MAX_NR_ZONES, NUMA_FOREIGN,
-    NUMA_HIT, NUMA_INTERLEAVE_HIT, NUMA_LOCAL, NUMA_MISS, NUMA_OTHER, PAGE_ALLOC_COSTLY_ORDER,
-    PAGE_ALLOCATED, PAGE_BAD, PAGE_FLAGS_CHECK_AT_FREE, PAGE_SIZE, WMARK_HIGH, ZONE_BELOW_HIGH,
-    ZONE_NORMAL, cpu_area, list_del, list_empty, list_head, lru_to_page, machine, page,
-    page_address, page_to_pfn, page_zone, per_cpu_pages, PG_head, PG_poisoned, PG_tail, zone,
+    GFP_RETRY_MAYFAIL, GFP_THISNODE, GFP_ZERO, KSWAPD_WAKE, MACHINE_POISON, MAX_NR_ZONES,
+    NUMA_FOREIGN, NUMA_HIT, NUMA_INTERLEAVE_HIT, NUMA_LOCAL, NUMA_MISS, NUMA_OTHER,
+    PAGE_ALLOCATED, PAGE_ALLOC_COSTLY_ORDER, PAGE_BAD, PAGE_FLAGS_CHECK_AT_FREE, PAGE_SIZE,
+    PG_head, PG_poisoned, PG_tail, WMARK_HIGH, ZONE_BELOW_HIGH, ZONE_NORMAL, cpu_area, list_del,
+    list_empty, list_head, lru_to_page, machine, page, page_address, page_to_pfn, page_zone,
+    per_cpu_pages, zone,
 )
 
 cdef enum:

@@ -79,27 +79,48 @@ def test_stores_while_another_thread_forks_and_breaks(child, pages, window, soak
 
 
 def test_stores_while_the_software_mmu_writes_and_pages_are_flushed(child, soak_factor) -> None:
-    """The software MMU's own word of each page, and flushes in between, lose nothing either."""
+    """The software MMU's words, stored while others fork and flush, are not lost either."""
     child(
         STORM
         + f"""
-    def disturb(machine, p, a, pages, turn):
-        i = turn % pages
-        old = p.read(a + i * PAGE + 2048, 8)
-        assert old == last.get(i, bytes(8)), (i, old)
-        last[i] = turn.to_bytes(8, "little")
-        p.write(a + i * PAGE + 2048, last[i])
-        if turn % 3 == 0:
-            p.mm.core.flush(a + i * PAGE, a + min(i + 9, pages) * PAGE)
-        if turn % 50 == 0:
-            c = p.fork()
-            c.write(a + i * PAGE, b"child")
-            assert p.read(a + i * PAGE + 2048, 8) == last[i]
-            c.exit()
-            p.wait()
+    def soft():
+        turn = 0
+        while not stop_soft:
+            turn += 1
+            for i in range(0, 100, 3):
+                at = a0 + i * PAGE + 2048
+                if turn > 1 and p0.read(at, 8) != (turn - 1).to_bytes(8, "little"):
+                    lost_soft.append((turn, i))
+                p0.write(at, turn.to_bytes(8, "little"))
+        turns_soft.append(turn)
 
-    last = {{}}
-    run({1.5 * soak_factor}, 100, disturb)
+    def disturb(machine, p, a, pages, turn):
+        global p0, a0, writer
+        if writer is None:
+            p0, a0, writer = p, a, threading.Thread(target=soft)
+            writer.start()
+        c = p.fork()
+        before = c.read(a, pages * PAGE)
+        i = turn % pages
+        c.touch(a, pages * PAGE, write=bool(turn & 1))
+        p.mm.core.flush(a + i * PAGE, a + min(i + 9, pages) * PAGE)
+        assert c.read(a, pages * PAGE) == before        # nobody's store shows in the child
+        c.exit()
+        p.wait()
+
+    stop_soft, lost_soft, turns_soft, writer = [], [], [], None
+    def all_turns(*args):
+        try:
+            disturb(*args)
+        except BaseException:
+            stop_soft.append(1)
+            raise
+        if time.monotonic() > end - 0.2:
+            stop_soft.append(1)
+            writer.join()
+    end = time.monotonic() + {2.0 * soak_factor}
+    run({2.0 * soak_factor}, 100, all_turns)
+    assert turns_soft[0] > 3 and not lost_soft, (turns_soft, lost_soft[:5])
     """
     )
 

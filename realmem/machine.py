@@ -203,6 +203,8 @@ class Machine:
             for name in ("sigsegv", "map_fill", "map_flush", "mprotect", "spurious", "forbidden")
         }
         counts["misplaced_pages"] = sum(node.misplaced_pages for node in self.nodes)
+        if self._process_table is not None:
+            counts.update(self._process_table.hoststat())
         return counts
 
     @property

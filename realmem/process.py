@@ -297,6 +297,7 @@ class ProcessTable:
         self._exited = threading.Condition(threading.RLock())
         self._mmu: Mmu | None = None
         self._next_pid = 1
+        self._granted = self._window
 
     def spawn(self, name: str = "init", node: int | None = None, uid: int = 0) -> Process:
         """
@@ -338,6 +339,7 @@ class ProcessTable:
     ) -> Process:
         process = Process(self, self._next_pid, name, parent, node, uid, mm)
         self._next_pid += 1
+        self._granted = min(self._granted, mm.core.length)
         self.live[process.pid] = process
         if parent is not None:
             parent._children[process.pid] = process
@@ -379,10 +381,19 @@ class ProcessTable:
         """Live views of windows."""
         return sum(p.mm.core.exports for p in list(self.live.values()))
 
-    @property
-    def host_vmas(self) -> int:
-        """Host VMAs that windows take, those of other machines included."""
-        return int(host_vmas())
+    def hoststat(self) -> dict[str, int]:
+        """
+        Count what windows cost the host.
+
+        ``host_vmas`` is of all machines of this host process, as the host's limit is; ``window``
+        is the smallest window that a process had to make do with, in bytes; ``lost_reports``
+        are forbidden accesses that found no room to be recorded.
+        """
+        return {
+            "host_vmas": int(host_vmas()),
+            "window": self._granted,
+            "lost_reports": faults.lost(),
+        }
 
     def mappings_of(self, pfn: int) -> list[tuple[int, int]]:
         """List the (pid, address) pairs whose page tables map a frame."""

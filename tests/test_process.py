@@ -298,6 +298,22 @@ def test_processes_against_plain_dicts(machine, plan):
             process.exit()
 
 
+def test_hoststat_counts_host_calls(machine, process):
+    before = machine.hoststat
+    a = process.mmap(None, 8 * PAGE_SIZE, RW, ANON)
+    process.write(a, bytes(8 * PAGE_SIZE))
+    assert {k: v for k, v in machine.hoststat.items() if k != "host_vmas"} == {
+        k: v for k, v in before.items() if k != "host_vmas"
+    }                                               # the software MMU costs the host nothing
+    view = process.view(a, 8 * PAGE_SIZE)
+    for i in range(0, 8, 2):
+        view[i * PAGE_SIZE] = 1
+    after = machine.hoststat
+    changed = {k: after[k] - before[k] for k in after if after[k] != before[k]}
+    assert changed == {"sigsegv": 4, "map_fill": 4, "spurious": 4, "host_vmas": 8}
+    view.release()
+
+
 # ---- names, options, errors ----
 
 
@@ -351,7 +367,7 @@ with Machine(nodes=1, memory="16M") as machine:
     used = int(open("/proc/self/statm").read().split()[0]) * 4096
     resource.setrlimit(resource.RLIMIT_AS, (used + (6 << 30), resource.RLIM_INFINITY))
     p = machine.spawn()
-    print(p.mm.core.length >> 30)
+    print(machine.hoststat["window"] >> 30)
     a = p.mmap(None, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS)
     p.view(a, 1)[0] = 1
     assert p.read(a, 1) == b"\\1"

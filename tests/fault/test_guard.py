@@ -107,6 +107,13 @@ def test_next_call_raises_before_anything_changes(child) -> None:
         t = threading.Thread(target=work)
         t.start(); t.join()
         assert found == [(hole, 0), 1], found
+        def look():
+            x[8] = 1
+            found.append(raises(SegmentationFault, lambda: machine.vmstat).address)
+            machine.vmstat
+        t = threading.Thread(target=look)
+        t.start(); t.join()
+        assert found[2:] == [hole + 64], found
         del x
     """)
 

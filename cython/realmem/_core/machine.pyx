@@ -4,6 +4,7 @@ from libc.errno cimport errno
 from libc.stdint cimport int32_t, uint8_t, uint64_t
 from libc.string cimport memset, strerror
 
+from realmem._core.faults cimport raise_pending
 from realmem._kernel.buddy cimport free_boot_range, init_zone, zone_watermark_ok
 from realmem._kernel.percpu cimport (
     drain_all_pages, fork_generation, freeze_cpu_areas, get_cpu_area, percpu_exit, percpu_init,
@@ -110,8 +111,10 @@ cdef class MachineCore:
         Do nothing on a machine that can be used.
 
         :raises ValueError: it is closed, or was inherited over os.fork().
+        :raises SegmentationFault: this thread made a forbidden raw access that is due.
         """
         self.alive()
+        raise_pending()
 
     @property
     def nr_exports(self):

@@ -118,8 +118,9 @@ def boot(topology: Topology, command: str, share: Path, boot_s: float = 300,
         env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"}
         argv = [sys.executable, "-m", "virtme_ng.run", "--run", str(kernels[0]),
                 *([] if kvm else ["--disable-kvm"]), "--disable-microvm", "--force-9p",
-                "--verbose", "--user", "root", "--rwdir", str(share), "--cwd", str(share),
-                *arguments(topology), "--", f"bash {shlex.quote(str(script))}"]
+                "--verbose", "--append", "loglevel=4", "--user", "root",
+                "--rwdir", str(share), "--cwd", str(share), *arguments(topology),
+                "--", f"bash {shlex.quote(str(script))}"]
         process = subprocess.Popen(argv, env=env, text=True, errors="replace",
                                    stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                    stderr=subprocess.PIPE, start_new_session=True)

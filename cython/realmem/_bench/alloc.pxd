@@ -41,7 +41,7 @@ ctypedef ll_result (*ll_get_fn)(void*, ll_optional, ll_request) noexcept nogil
 ctypedef ll_result (*ll_put_fn)(void*, uint64_t, ll_request) noexcept nogil
 ctypedef ll_meta_size (*ll_meta_size_fn)(const ll_classing*, uint64_t) noexcept nogil
 ctypedef ll_result (*ll_init_fn)(void*, uint64_t, uint8_t, ll_meta,
-                                const ll_classing*) noexcept nogil
+                                 const ll_classing*) noexcept nogil
 ctypedef uint64_t (*ll_frames_fn)(const void*) noexcept nogil
 ctypedef void (*ll_drain_fn)(void*) noexcept nogil
 

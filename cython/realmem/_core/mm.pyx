@@ -10,8 +10,9 @@ from libc.stdlib cimport calloc, free
 from realmem._core.faults cimport check_owner, raise_pending
 from realmem._core.machine cimport MachineCore
 from realmem._kernel.mm_types cimport (
-    FAULT_ACCERR, FAULT_HOST, FAULT_MAPERR, FAULT_OOM, mm_struct, mmu, vma_slot,
+    FAULT_ACCERR, FAULT_HOST, FAULT_MAPERR, FAULT_OOM, mm_struct, vma_slot,
 )
+from realmem._kernel.mm_types cimport mmu as mmu_struct
 from realmem._kernel.mmap cimport (
     mm_access, mm_exit, mm_find_pfn, mm_flush, mm_fork, mm_splice, mm_touch,
 )
@@ -65,7 +66,7 @@ cdef class Mmu:
     :raises OutOfMemory: no frames.
     """
 
-    cdef mmu u
+    cdef mmu_struct u
     cdef readonly MachineCore core
 
     def __cinit__(self, MachineCore core, fds, int64_t vma_budget):

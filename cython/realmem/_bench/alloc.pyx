@@ -194,7 +194,7 @@ cdef void* touched_block(uint64_t size) noexcept nogil:
 # ---- one block in, one block out ----
 
 # Allocate; a block's name is its struct page or its frame number plus one, 0 for none.
-cdef inline uint64_t take(const target* t, int kind, uint32_t order, int core) noexcept nogil:
+cdef inline uint64_t take(target t, int kind, uint32_t order, int core) noexcept nogil:
     cdef ll_request request
     cdef ll_optional anywhere
     cdef ll_result got
@@ -210,7 +210,7 @@ cdef inline uint64_t take(const target* t, int kind, uint32_t order, int core) n
     return 0 if got.error else got.frame + 1
 
 
-cdef inline void give(const target* t, int kind, uint64_t block, uint32_t order,
+cdef inline void give(target t, int kind, uint64_t block, uint32_t order,
                       int core) noexcept nogil:
     cdef ll_request request
     if kind == REALMEM:
@@ -225,8 +225,9 @@ cdef inline void give(const target* t, int kind, uint64_t block, uint32_t order,
 
 # ---- the patterns; each returns turns done, and its two phases' clock ----
 
+# The target is copied, so that a call's arguments stand in registers, as in any caller.
 cdef inline int run_pairs(const job* j, int kind, int core) noexcept nogil:
-    cdef const target* t = j.t
+    cdef target t = j.t[0]
     cdef uint32_t order = j.order
     cdef uint32_t left = j.turns
     cdef uint64_t block
@@ -240,25 +241,28 @@ cdef inline int run_pairs(const job* j, int kind, int core) noexcept nogil:
 
 
 cdef inline uint32_t take_all(const job* j, int kind, int core, uint64_t* blocks) noexcept nogil:
-    cdef const target* t = j.t
+    cdef target t = j.t[0]
+    cdef uint32_t order = j.order
+    cdef uint32_t held = j.held
     cdef uint32_t i
-    for i in range(j.held):
-        blocks[i] = take(t, kind, j.order, core)
+    for i in range(held):
+        blocks[i] = take(t, kind, order, core)
         if blocks[i] == 0:
             return i
-    return j.held
+    return held
 
 
 cdef inline void give_all(const job* j, int kind, int core, const uint64_t* blocks,
                           uint32_t n) noexcept nogil:
-    cdef const target* t = j.t
+    cdef target t = j.t[0]
+    cdef uint32_t order = j.order
     cdef uint32_t i
     if j.pattern == RANDOM and n == j.held:
         for i in range(n):
-            give(t, kind, blocks[j.shuffle[i]], j.order, core)
+            give(t, kind, blocks[j.shuffle[i]], order, core)
     else:
         for i in range(n):
-            give(t, kind, blocks[n - 1 - i], j.order, core)
+            give(t, kind, blocks[n - 1 - i], order, core)
 
 
 # One store to each page of each block.
@@ -578,7 +582,7 @@ cdef class Hold:
         if self.blocks == NULL:
             raise MemoryError
         for i in range(pages):
-            self.blocks[i] = take(&self.allocator.t, self.allocator.t.kind, 0, 0)
+            self.blocks[i] = take(self.allocator.t, self.allocator.t.kind, 0, 0)
             if self.blocks[i] == 0:
                 self.n = i
                 self.release()
@@ -588,7 +592,7 @@ cdef class Hold:
                 self.blocks[kept] = self.blocks[i]
                 kept += 1
             else:
-                give(&self.allocator.t, self.allocator.t.kind, self.blocks[i], 0, 0)
+                give(self.allocator.t, self.allocator.t.kind, self.blocks[i], 0, 0)
         self.n = kept
         self.allocator.drain()
 
@@ -599,7 +603,7 @@ cdef class Hold:
             return
         self.allocator.ready()
         for i in range(self.n):
-            give(&self.allocator.t, self.allocator.t.kind, self.blocks[i], 0, 0)
+            give(self.allocator.t, self.allocator.t.kind, self.blocks[i], 0, 0)
         free(self.blocks)
         self.blocks = NULL
         self.n = 0

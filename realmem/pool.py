@@ -21,12 +21,13 @@ from realmem import placement, preflight
 from realmem._core import pool as core
 from realmem.errors import HostError
 from realmem.host.sysfs import parse_list, read_text
-from realmem.layout import PAGE_SIZE, STRUCT_PAGE_SIZE, format_size
+from realmem.layout import PAGE_SIZE, PAGEBLOCK_ORDER, STRUCT_PAGE_SIZE, format_size
 from realmem.placement import Placement
 
 CHUNK = 16 << 20  # what the child takes and the parent maps at a time
 # A frame's struct page must not share a 4 KiB page of vmemmap with another node's.
 NODE_ALIGN = PAGE_SIZE // STRUCT_PAGE_SIZE * PAGE_SIZE
+PAGEBLOCK_MEMMAP = STRUCT_PAGE_SIZE << PAGEBLOCK_ORDER
 
 Progress = Callable[[int, int, int], None]
 
@@ -157,7 +158,10 @@ class Pool:
         self.direct_map = self._reserve(end - first, align) - first
         memmap_first = first // PAGE_SIZE * STRUCT_PAGE_SIZE
         memmap_end = -(-end // PAGE_SIZE * STRUCT_PAGE_SIZE // PAGE_SIZE) * PAGE_SIZE
-        self.vmemmap = self._reserve(memmap_end - memmap_first, PAGE_SIZE) - memmap_first
+        # Aligned so that a struct page's address alone tells its pageblock.
+        shift = memmap_first % PAGEBLOCK_MEMMAP
+        where = self._reserve(memmap_end - memmap_first + shift, PAGEBLOCK_MEMMAP) + shift
+        self.vmemmap = where - memmap_first
         refusals = [self._map(i) for i in range(len(self.nodes))]
         self._populate(progress)
         if mlock:

@@ -58,6 +58,22 @@ cdef extern from *:
        cpu_id field is one load away; older ones are asked the slow way. */
     extern const ptrdiff_t __rseq_offset __attribute__((weak));
     extern const unsigned int __rseq_size __attribute__((weak));
+    static ptrdiff_t rm_rseq_cpu;           /* of cpu_id, from the thread pointer; 0: none */
+    static __attribute__((constructor, unused)) void rm_find_rseq(void)
+    {
+        if (&__rseq_size && __rseq_size)
+            rm_rseq_cpu = __rseq_offset + 4;
+    }
+    /* The same in one load, or any number at all where there is no rseq. */
+    static inline int rm_cpu_hint(void)
+    {
+    #if defined(__x86_64__) && defined(__SEG_FS)
+        return *(volatile int __seg_fs *)rm_rseq_cpu;
+    #else
+        return rm_rseq_cpu ? *(volatile int *)((char *)__builtin_thread_pointer() + rm_rseq_cpu)
+                           : -1;
+    #endif
+    }
     static inline int rm_cpu(void)
     {
     #if defined(__x86_64__) || defined(__aarch64__)
@@ -114,6 +130,7 @@ cdef extern from *:
     bint spin_trylock "rm_spin_trylock"(spinlock* lock) noexcept nogil
     void spin_unlock "rm_spin_unlock"(spinlock* lock) noexcept nogil
 
+    int cpu_hint "rm_cpu_hint"() noexcept nogil     # compared with one that this_cpu_id gave
     int this_cpu_id "rm_cpu"() noexcept nogil
 
     void BUG "rm_bug"(const char* what) noexcept nogil

@@ -207,7 +207,9 @@ cdef struct zone:
     uint32_t flags              # ZONE_* bits below
     int64_t free_pages          # == sum(nr_free[o][t] << o)
     int64_t nr_reserved_highatomic
-    uint32_t area_mask[5]       # bit o of [t]: free_area[o].free_list[t] is not empty
+    # Bit o of [t]: free_area[o].free_list[t] is not empty.  The first four are also read as
+    # one word (alloc_memo.areas).
+    uint16_t area_mask[8]
     free_area free_area[11]
     uint64_t pcp_overdrafts     # times a per-CPU list was drained for pressure
 
@@ -219,25 +221,60 @@ cdef enum:
 # thread has its own, tagged with the CPU it last ran on, so that no lock is needed.
 cdef struct per_cpu_pages:
     int32_t count               # pages in all lists
-    int32_t high                # between the zone's high_min and high_max
     int32_t free_count          # pages freed since the last allocation
+    int32_t high                # between the zone's high_min and high_max
+    uint16_t pad
+    # The next two are also read as one (free_memo.block).
     uint8_t alloc_factor        # refill doubles up to batch << alloc_factor
     uint8_t flags               # PCPF_*
-    uint16_t pad
     uint32_t list_mask          # bit i: lists[i] is not empty
     uint32_t pad2
     uint64_t pgalloc            # pages
     uint64_t numa[6]            # NR_VM_NUMA_EVENT_ITEMS
+    # Blocks that the fast path gave out, by order, which pgalloc and numa do not count:
+    # [0] to a thread of another node, [1] to one of this.
+    uint64_t served[2][11]
     list_head lists[14]         # NR_PCP_LISTS
 
 cdef enum:
     PCPF_PREV_FREE_HIGH_ORDER = 1
+
+# What the last request of an order came to: all that the fast path needs, worked out by the
+# slow path.  Forgotten (NO_REQUEST, no flags match) when something that it rests on changes:
+# the thread's CPU, a zone's marks or list sizes, anything that freezes the areas.  The
+# pageblock's type can change at any time, and is compared at each free.
+# The fast path is bound by its loads and stores, so fields that it reads together share words.
+cdef struct alloc_memo:
+    uint64_t request            # gfp, and the node asked << 32
+    zone* z                     # first of the zonelist
+    int64_t mark                # pages that z must have free
+    uint64_t areas              # area_mask bits of lists that have blocks as large
+    list_head* head             # this thread's list
+    per_cpu_pages* pcp
+    uint64_t* served            # counter
+    uint64_t block              # pages, and page.kind once allocated << 32
+
+cdef struct free_memo:
+    uint64_t flags              # of a page of z that may go back as it is
+    const uint8_t* types        # pageblock types by address of struct page >> TYPES_SHIFT
+    zone* z
+    list_head* head             # this thread's list for
+    per_cpu_pages* pcp
+    uint64_t block              # pages, pageblock type << 32, alloc_factor and flags << 48
+    uint64_t limit              # pcp.free_count to ask the slow path from, page.kind << 32
+    uint64_t pad
+
+cdef enum:
+    TYPES_SHIFT = 15            # a pageblock's struct pages: STRUCT_PAGE_SHIFT + PAGEBLOCK_ORDER
+cdef extern from *:
+    const uint64_t NO_REQUEST "UINT64_MAX"
 
 # Per-thread data.  Only its thread touches it between busy = 1 and busy = 0; another
 # thread that wants in sets `stolen`, makes every thread pass a barrier (membarrier),
 # waits for busy == 0 and takes `lock`; while stolen is set the owner takes `lock` too.
 # So the owner pays two plain stores, and the thief pays for both.
 cdef struct cpu_area:
+    machine* fast               # the machine while memos may be used, NULL while stolen
     machine* machine
     int busy                    # writer: owner
     int stolen                  # writer: under machine.areas_lock
@@ -251,6 +288,8 @@ cdef struct cpu_area:
     uint64_t bytes
     uint64_t events[16]         # NR_VM_EVENT_ITEMS
     per_cpu_pages* pcp          # machine.nr_zones of them, behind this structure
+    alloc_memo allocs[11]       # by order
+    free_memo frees[11]
 
 cdef struct node:
     int32_t nid

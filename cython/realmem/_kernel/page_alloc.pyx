@@ -5,7 +5,7 @@
 #
 # The fast path holds no lock: it works on the calling thread's own lists (types.pxd:
 # cpu_area).  Everything that leaves it is a separate function, so that it stays small.
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from realmem._kernel.buddy cimport (
@@ -16,10 +16,11 @@ from realmem._kernel.buddy cimport (
 )
 from realmem._kernel.pcp cimport order_to_pindex, pcp_allowed_order, rmqueue_pcplist
 from realmem._kernel.percpu cimport (
-    area_enter, area_exit, area_set_cpu, attach_areas, drain_all_pages,
+    area_enter, area_exit, area_set_cpu, attach_areas, current_area, drain_all_pages,
 )
 from realmem.compiler cimport (
-    SEQ_CST, atomic64_add_return, likely, peek64, spin_lock, spin_unlock, this_cpu_id, unlikely,
+    SEQ_CST, atomic64_add_return, barrier, cpu_hint, likely, peek64, poke_int, spin_lock,
+    spin_unlock, this_cpu_id, unlikely,
 )
 from realmem.types cimport (
     ALLOCSTALL, COUNTS_FREE, COUNTS_NEW, GFP_COMP, GFP_DIRECT_RECLAIM, GFP_HIGH,
@@ -27,9 +28,9 @@ from realmem.types cimport (
     GFP_RETRY_MAYFAIL, GFP_THISNODE, GFP_ZERO, KSWAPD_WAKE, MACHINE_POISON, MAX_NR_ZONES,
     NUMA_FOREIGN, NUMA_HIT, NUMA_INTERLEAVE_HIT, NUMA_LOCAL, NUMA_MISS, NUMA_OTHER,
     PAGE_ALLOCATED, PAGE_ALLOC_COSTLY_ORDER, PAGE_BAD, PAGE_FLAGS_CHECK_AT_FREE, PAGE_SIZE,
-    PG_head, PG_poisoned, PG_tail, WMARK_HIGH, ZONE_BELOW_HIGH, ZONE_NORMAL, cpu_area, list_del,
-    list_empty, list_head, lru_to_page, machine, page, page_address, page_to_pfn, page_zone,
-    per_cpu_pages, zone,
+    PG_head, PG_poisoned, PG_tail, WMARK_HIGH, ZONE_BELOW_HIGH, ZONE_NORMAL, alloc_memo,
+    cpu_area, list_del, list_empty, list_head, lru_to_page, machine, page, page_address,
+    page_to_pfn, page_zone, per_cpu_pages, zone,
 )
 
 cdef enum:
@@ -39,10 +40,57 @@ cdef enum:
     GFP_ZONE_BAD = 0xE8E8
 
 
+# What the fast path leaves to; set at import and never changed.  Called by this pointer
+# because it would be inlined else, and cost the fast path six registers saved a call.
+cdef page* (*alloc_slowly)(machine* m, int nid, uint32_t gfp,
+                           unsigned int order) noexcept nogil
+
+
+# The fast path: a leaf that takes a block from the list that its memo names, if all is as it
+# was when the memo was made.  What it cannot do at once it leaves as it is.  Flags and mapping
+# were tested before the block came to the list.
 cdef page* alloc_pages_node(machine* m, int nid, uint32_t gfp,
+                            unsigned int order) noexcept nogil:
+    cdef cpu_area* area = current_area()
+    cdef const alloc_memo* memo = &area.allocs[order]
+    cdef list_head* head
+    cdef list_head* next
+    cdef per_cpu_pages* pcp
+    cdef uint64_t* served
+    cdef uint64_t block
+    cdef page* p
+    poke_int(&area.busy, 1)
+    barrier()
+    if likely(area.fast == m and area.cpu == cpu_hint()
+              and memo.request == (<uint64_t><uint32_t>nid << 32 | gfp)
+              and memo.z.free_pages - memo.z.nr_reserved_highatomic >= memo.mark
+              and (<const uint64_t*>memo.z.area_mask)[0] & memo.areas):
+        head = memo.head
+        p = lru_to_page(head.next)
+        if likely(head.next != head and p.counts.word == COUNTS_FREE):
+            next = p.lru.next
+            head.next = next
+            next.prev = head
+            pcp = memo.pcp
+            served = memo.served
+            block = memo.block
+            pcp.count -= <int32_t>block
+            pcp.free_count >>= 1
+            served[0] += 1
+            p.counts.word = COUNTS_NEW
+            p.kind.word = block >> 32
+            barrier()
+            poke_int(&area.busy, 0)
+            return p
+    poke_int(&area.busy, 0)
+    return alloc_slowly(m, nid, gfp, order)
+
+
+cdef page* alloc_pages_slow(machine* m, int nid, uint32_t gfp,
                             unsigned int order) noexcept nogil:
     cdef cpu_area* area = area_enter(m)
     cdef zone** zonelist
+    cdef int asked = nid
     cdef int highest
     cdef page* p
     if unlikely(this_cpu_id() != area.cpu):
@@ -51,11 +99,33 @@ cdef page* alloc_pages_node(machine* m, int nid, uint32_t gfp,
         nid = area.nid
     highest = gfp_zone(gfp)
     zonelist = m.zonelists[(nid * 2 + ((gfp & GFP_THISNODE) != 0)) * MAX_NR_ZONES + highest]
+    if (pcp_allowed_order(order) and not gfp & (GFP_ZERO | GFP_COMP)
+            and not m.options & MACHINE_POISON and zonelist[0] != NULL):
+        remember_alloc(area, asked, gfp, order, zonelist[0], highest)
     p = rmqueue_fast(m, area, zonelist[0], highest, gfp, order)
     if unlikely(p == NULL):
         p = alloc_pages_general(m, area, zonelist, highest, gfp, order)
     area_exit(area)
     return p
+
+
+# Work out what the fast path needs for the next such request.
+cdef void remember_alloc(cpu_area* area, int nid, uint32_t gfp, unsigned int order, zone* z,
+                         int highest) noexcept nogil:
+    cdef alloc_memo* memo = &area.allocs[order]
+    cdef per_cpu_pages* pcp = area.pcp + z.index
+    cdef int migratetype = gfp_migratetype(gfp)
+    memo.request = <uint64_t><uint32_t>nid << 32 | gfp
+    memo.z = z
+    memo.mark = <int64_t>(z.watermark[WMARK_HIGH] + z.lowmem_reserve[highest]
+                          + (<uint64_t>1 << order))
+    # Reserved and isolated blocks are not for everybody: three lanes of four.
+    memo.areas = (<uint64_t>0xFFFF << order & 0xFFFF) * <uint64_t>0x100010001
+    memo.head = &pcp.lists[order_to_pindex(migratetype, order)]
+    memo.pcp = pcp
+    memo.served = &pcp.served[z.nid == area.nid][order]
+    memo.block = (<uint64_t>1 << order
+                  | <uint64_t>(PAGE_ALLOCATED | order << 8 | <uint32_t>migratetype << 16) << 32)
 
 
 # The common case: the preferred zone is well above its high mark and this thread has a
@@ -392,4 +462,5 @@ cdef inline int gfp_migratetype(uint32_t gfp) noexcept nogil:
     return gfp >> 3 & 3
 
 
+alloc_slowly = alloc_pages_slow
 attach_areas()

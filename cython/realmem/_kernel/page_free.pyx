@@ -2,20 +2,23 @@
 # cython: initializedcheck=False, nonecheck=False, profile=False, linetrace=False
 # Freeing pages: checks, references, per-CPU lists.
 # Compare mm/page_alloc.c (Linux 6.18): __free_pages(), free_frozen_page_commit().
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from realmem._kernel.buddy cimport free_one_page_locked
 from realmem._kernel.pcp cimport (
     PCP_BATCH_SCALE_MAX, order_to_pindex, pcp_allowed_order, shrink_pcp,
 )
-from realmem._kernel.percpu cimport area_enter, area_exit, attach_areas
-from realmem.compiler cimport SEQ_CST, atomic_add_return, likely, spin_lock, spin_unlock, unlikely
+from realmem._kernel.percpu cimport area_enter, area_exit, attach_areas, current_area
+from realmem.compiler cimport (
+    SEQ_CST, atomic_add_return, barrier, likely, poke_int, spin_lock, spin_unlock, unlikely,
+)
 from realmem.types cimport (
-    COUNTS_FREE, COUNTS_NEW, MACHINE_POISON, MIGRATE_ISOLATE, MIGRATE_MOVABLE, MIGRATE_PCPTYPES,
-    PAGE_ALLOCATED, PAGE_BAD, PAGE_BUDDY, PAGE_FLAGS_CHECK_AT_FREE, PAGE_PCP, PAGE_RESERVED,
-    PAGE_SIZE, PAGE_TAIL, PAGE_ZONE_SHIFT, PAGEBLOCK_ORDER, PCPF_PREV_FREE_HIGH_ORDER, PGFREE,
-    cpu_area, list_add, machine, page, page_address, page_to_pfn, page_zone, per_cpu_pages,
+    COUNTS_FREE, COUNTS_NEW, MACHINE_POISON, MIGRATE_ISOLATE, MIGRATE_MOVABLE,
+    MIGRATE_PCPTYPES, PAGE_ALLOC_COSTLY_ORDER, PAGE_ALLOCATED, PAGE_BAD, PAGE_BUDDY,
+    PAGE_FLAGS_CHECK_AT_FREE, PAGE_PCP, PAGE_RESERVED, PAGE_SIZE, PAGE_TAIL, PAGE_ZONE_SHIFT,
+    PAGEBLOCK_ORDER, PCPF_PREV_FREE_HIGH_ORDER, PGFREE, TYPES_SHIFT, cpu_area, free_memo,
+    list_add, list_head, machine, page, page_address, page_to_pfn, page_zone, per_cpu_pages,
     pfn_to_page, PG_head, PG_poisoned, zone,
 )
 
@@ -65,13 +68,65 @@ cdef bint in_free_block(const machine* m, uint64_t pfn) noexcept nogil:
     return False
 
 
+# What the fast path leaves to, called by pointer lest it be inlined.
+cdef void (*free_slowly)(machine* m, page* p, unsigned int order) noexcept nogil
+
+
+# The fast path: a leaf, as alloc_pages_node().  The memo's zone and type are guesses that
+# are compared with the page's own; so the list's address does not wait for them, which a
+# block that goes round alloc and free would otherwise feel.
+cdef void free_pages(machine* m, page* p, unsigned int order) noexcept nogil:
+    cdef cpu_area* area = current_area()
+    cdef const free_memo* memo = &area.frees[order]
+    cdef uint64_t block
+    cdef uint64_t limit
+    cdef per_cpu_pages* pcp
+    cdef list_head* head
+    cdef list_head* first
+    cdef int32_t count
+    cdef int32_t free_count
+    cdef uint32_t pages
+    poke_int(&area.busy, 1)
+    barrier()
+    block = memo.block
+    if likely(area.fast == m and p.flags == memo.flags and p.counts.word == COUNTS_NEW
+              and p.mapping == NULL
+              and memo.types[<uint64_t>p >> TYPES_SHIFT] == <uint8_t>(block >> 32)
+              and not memo.z.flags):
+        pcp = memo.pcp
+        pages = <uint32_t>block
+        limit = memo.limit
+        count = pcp.count + pages
+        free_count = pcp.free_count
+        if likely(count < pcp.high and free_count < <int32_t>limit
+                  and (<uint16_t*>&pcp.alloc_factor)[0] == block >> 48):
+            head = memo.head
+            first = head.next
+            p.lru.next = first
+            p.lru.prev = head
+            first.prev = &p.lru
+            head.next = &p.lru
+            p.counts.word = COUNTS_FREE
+            p.kind.word = limit >> 32
+            pcp.count = count
+            pcp.free_count = free_count + pages
+            area.events[PGFREE] += pages
+            barrier()
+            poke_int(&area.busy, 0)
+            return
+    poke_int(&area.busy, 0)
+    free_slowly(m, p, order)
+
+
 # The reference goes inside the area: a recount meanwhile sees the block here or there, never
 # allocated without a reference.
-cdef void free_pages(machine* m, page* p, unsigned int order) noexcept nogil:
+cdef void free_pages_slow(machine* m, page* p, unsigned int order) noexcept nogil:
     cdef cpu_area* area = area_enter(m)
     cdef bint compound = (p.flags & (<uint64_t>1 << PG_head)) != 0
     cdef page* tail
     if likely(put_page_testzero(p)):
+        if pcp_allowed_order(order) and not m.options & MACHINE_POISON:
+            remember_free(m, area, p, order)
         free_to_area(m, area, p, order)
     elif order > 0 and not compound:
         # Others hold the first page only: everything behind it goes now.
@@ -115,11 +170,38 @@ cdef inline bint put_page_testzero(page* p) noexcept nogil:
     return atomic_add_return(&p.counts.c.refcount, -1, SEQ_CST) == 0
 
 
+# Work out what the fast path needs for the next block of this order, zone and type.
+cdef void remember_free(machine* m, cpu_area* area, const page* p,
+                        unsigned int order) noexcept nogil:
+    cdef free_memo* memo = &area.frees[order]
+    cdef zone* z = page_zone(m, p)
+    cdef uint64_t block = page_to_pfn(m, p) >> PAGEBLOCK_ORDER
+    cdef int migratetype = z.pageblock[block - z.pageblock_start]
+    cdef bint is_high = 0 < order <= PAGE_ALLOC_COSTLY_ORDER
+    cdef int32_t most = z.batch << PCP_BATCH_SCALE_MAX
+    # Blocks of other types never come by the fast path, nor any where a pageblock's struct
+    # pages do not fill the range of addresses that they are looked up by.
+    if migratetype >= MIGRATE_PCPTYPES or <uint64_t>m.vmemmap & ((1 << TYPES_SHIFT) - 1):
+        return
+    memo.flags = p.flags & <uint64_t>0xFFFF << PAGE_ZONE_SHIFT
+    memo.types = z.pageblock - z.pageblock_start - (<uint64_t>m.vmemmap >> TYPES_SHIFT)
+    memo.z = z
+    memo.pcp = area.pcp + z.index
+    memo.head = &memo.pcp.lists[order_to_pindex(migratetype, order)]
+    memo.block = (<uint64_t>1 << order | <uint64_t>migratetype << 32
+                  | <uint64_t>(PCPF_PREV_FREE_HIGH_ORDER << 8 if is_high else 0) << 48)
+    if is_high:
+        most = min(most, z.batch + z.high_min / 2 - (1 << order))
+    memo.limit = (<uint32_t>most
+                  | <uint64_t>(PAGE_PCP | order << 8 | <uint32_t>migratetype << 16) << 32)
+
+
 # Free a block that nobody refers to any more.  Compare free_frozen_pages().
 cdef inline void free_to_area(machine* m, cpu_area* area, page* p,
                               unsigned int order) noexcept nogil:
     cdef zone* z = page_zone(m, p)
     cdef per_cpu_pages* pcp = area.pcp + z.index
+    cdef bint is_high = 0 < order <= PAGE_ALLOC_COSTLY_ORDER
     cdef int migratetype = z.pageblock[(page_to_pfn(m, p) >> PAGEBLOCK_ORDER)
                                        - z.pageblock_start]
     if unlikely(p.flags & (<uint64_t>1 << PG_head) or m.options & MACHINE_POISON):
@@ -138,9 +220,8 @@ cdef inline void free_to_area(machine* m, cpu_area* area, page* p,
     pcp.alloc_factor >>= 1
     if pcp.free_count < z.batch << PCP_BATCH_SCALE_MAX:
         pcp.free_count += 1 << order
-    if unlikely(pcp.count >= pcp.high or z.flags
-                or (order > 0) != (pcp.flags & PCPF_PREV_FREE_HIGH_ORDER != 0)
-                or order > 0 and pcp.free_count >= z.batch + z.high_min / 2):
+    if unlikely(pcp.count >= pcp.high or z.flags or is_high != (pcp.flags != 0)
+                or is_high and pcp.free_count >= z.batch + z.high_min / 2):
         shrink_pcp(pcp, z, order)
 
 
@@ -166,4 +247,5 @@ cdef void free_to_zone(zone* z, page* p, uint64_t pfn, unsigned int order) noexc
     spin_unlock(&z.lock)
 
 
+free_slowly = free_pages_slow
 attach_areas()

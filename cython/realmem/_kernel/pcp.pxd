@@ -1,6 +1,6 @@
 # Per-CPU page lists of one thread (types.pxd: per_cpu_pages, cpu_area).
 # Mirrors mm/page_alloc.c (Linux 6.18).  Signal-safe unless a line says otherwise.
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint64_t
 
 from realmem.compiler cimport unlikely
 from realmem.types cimport (
@@ -30,6 +30,13 @@ cdef void shrink_pcp(per_cpu_pages* pcp, zone* z, unsigned int order) noexcept n
 
 # Give everything back; returns pages moved.
 cdef int64_t drain_area(machine* m, cpu_area* area) noexcept nogil
+
+# pgalloc and the NUMA counters of one list, added to counts_ret[0] and counts_ret[1..6].
+cdef void add_pcp_events(const per_cpu_pages* pcp, uint64_t* counts_ret) noexcept nogil
+
+# Make the fast path ask the slow path again.
+cdef void forget_allocs(cpu_area* area) noexcept nogil
+cdef void forget_memos(cpu_area* area) noexcept nogil
 
 # Areas: made (NULL when the host has no memory; not for the handler), emptied for another
 # machine, their counters added to the machine's, unmapped.

@@ -4,6 +4,7 @@
 # __rmqueue_pcplist(), nr_pcp_alloc(), nr_pcp_high(), free_pcppages_bulk().
 # Callers are inside their area (cpu_area.busy), or have stolen it.
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memset
 
 from realmem._kernel.buddy cimport free_one_page_locked, rmqueue_locked, zone_watermark_ok
 from realmem.compiler cimport peek64, spin_lock, spin_unlock
@@ -12,10 +13,11 @@ from realmem.linux cimport (
     munmap,
 )
 from realmem.types cimport (
-    NR_PCP_LISTS, NR_VM_EVENT_ITEMS, NR_VM_NUMA_EVENT_ITEMS, PAGE_ALLOC_COSTLY_ORDER, PAGE_PCP,
-    PAGE_TAIL, PAGEBLOCK_ORDER, PCPF_PREV_FREE_HIGH_ORDER, WMARK_HIGH, ZONE_BELOW_HIGH,
-    ZONE_MOVABLE, cpu_area, list_add_tail, list_del, list_empty, list_head, list_init,
-    lru_to_page, machine, page, page_to_pfn, per_cpu_pages, zone,
+    NO_REQUEST, NR_PAGE_ORDERS, NR_PCP_LISTS, NR_VM_EVENT_ITEMS, NR_VM_NUMA_EVENT_ITEMS,
+    NUMA_HIT, NUMA_LOCAL, NUMA_OTHER, PAGE_ALLOC_COSTLY_ORDER, PAGE_PCP, PAGE_TAIL,
+    PAGEBLOCK_ORDER, PCPF_PREV_FREE_HIGH_ORDER, WMARK_HIGH, ZONE_BELOW_HIGH, ZONE_MOVABLE,
+    cpu_area, list_add_tail, list_del, list_empty, list_head, list_init, lru_to_page, machine,
+    page, page_to_pfn, per_cpu_pages, zone,
 )
 
 
@@ -189,6 +191,8 @@ cdef void area_reset(machine* m, cpu_area* area) noexcept nogil:
     cdef int i
     cdef int j
     area.atomic_depth = 0       # contexts end with their machine
+    area.fast = NULL
+    forget_memos(area)
     for i in range(NR_VM_EVENT_ITEMS):
         area.events[i] = 0
     for i in range(m.nr_zones):
@@ -197,27 +201,53 @@ cdef void area_reset(machine* m, cpu_area* area) noexcept nogil:
         area.pcp[i].free_count = 0
         area.pcp[i].alloc_factor = 0
         area.pcp[i].flags = 0
-        area.pcp[i].pgalloc = 0
-        for j in range(NR_VM_NUMA_EVENT_ITEMS):
-            area.pcp[i].numa[j] = 0
+        clear_pcp_events(&area.pcp[i])
         for j in range(NR_PCP_LISTS):
             list_init(&area.pcp[i].lists[j])
 
 
 cdef void area_fold(machine* m, cpu_area* area) noexcept nogil:
     cdef int i
-    cdef int j
     cdef uint64_t* counts = m.zone_events
     for i in range(NR_VM_EVENT_ITEMS):
         m.events[i] += area.events[i]
         area.events[i] = 0
     for i in range(m.nr_zones):
-        counts[0] += area.pcp[i].pgalloc
-        area.pcp[i].pgalloc = 0
-        for j in range(NR_VM_NUMA_EVENT_ITEMS):
-            counts[1 + j] += area.pcp[i].numa[j]
-            area.pcp[i].numa[j] = 0
+        add_pcp_events(&area.pcp[i], counts)
+        clear_pcp_events(&area.pcp[i])
         counts += 1 + NR_VM_NUMA_EVENT_ITEMS
+
+
+cdef void add_pcp_events(const per_cpu_pages* pcp, uint64_t* counts_ret) noexcept nogil:
+    cdef unsigned int order
+    cdef int i
+    counts_ret[0] += pcp.pgalloc
+    for i in range(NR_VM_NUMA_EVENT_ITEMS):
+        counts_ret[1 + i] += pcp.numa[i]
+    for i in range(2):
+        for order in range(NR_PAGE_ORDERS):
+            counts_ret[0] += pcp.served[i][order] << order
+            counts_ret[1 + NUMA_HIT] += pcp.served[i][order]
+            counts_ret[1 + (NUMA_LOCAL if i else NUMA_OTHER)] += pcp.served[i][order]
+
+
+cdef void clear_pcp_events(per_cpu_pages* pcp) noexcept nogil:
+    pcp.pgalloc = 0
+    memset(pcp.numa, 0, sizeof(pcp.numa))
+    memset(pcp.served, 0, sizeof(pcp.served))
+
+
+cdef void forget_allocs(cpu_area* area) noexcept nogil:
+    cdef unsigned int order
+    for order in range(NR_PAGE_ORDERS):
+        area.allocs[order].request = NO_REQUEST
+
+
+cdef void forget_memos(cpu_area* area) noexcept nogil:
+    cdef unsigned int order
+    forget_allocs(area)
+    for order in range(NR_PAGE_ORDERS):
+        area.frees[order].flags = ~<uint64_t>0
 
 
 cdef void area_free(cpu_area* area) noexcept nogil:

@@ -10,8 +10,12 @@ from realmem.types cimport cpu_area, machine
 cdef extern from *:
     """
     static long rm_area_offset;
+    #if defined(__x86_64__) && defined(__SEG_FS)    /* spares a load */
+    #define rm_this_area() ((void *)*(void *__seg_fs *)rm_area_offset)
+    #else
     #define rm_this_area() \\
         (*(void **)((char *)__builtin_thread_pointer() + rm_area_offset))
+    #endif
     """
     long area_offset "rm_area_offset"
     cpu_area* current_area "rm_this_area"() noexcept nogil

@@ -5,7 +5,9 @@
 from libc.errno cimport ENOMEM
 from libc.stdint cimport int64_t, uint64_t
 
-from realmem._kernel.pcp cimport area_fold, area_free, area_new, area_reset, drain_area
+from realmem._kernel.pcp cimport (
+    area_fold, area_free, area_new, area_reset, drain_area, forget_allocs, forget_memos,
+)
 from realmem.compiler cimport (
     SEQ_CST, atomic_xchg, load_int, spin_lock, spin_unlock, spinlock, store_int, this_cpu_id,
 )
@@ -55,6 +57,7 @@ cdef void area_set_cpu(cpu_area* area) noexcept nogil:
     cdef machine* m = area.machine
     cdef int cpu = this_cpu_id()
     area.cpu = cpu
+    forget_allocs(area)
     area.nid = m.cpu_to_node[cpu] if 0 <= cpu < m.nr_cpu_ids else m.cpu_to_node[0]
 
 
@@ -83,6 +86,7 @@ cdef cpu_area* area_find(machine* m) noexcept nogil:
         pthread_setspecific(area_key, area)
     area.stolen = always_locked
     area.machine = m
+    area.fast = NULL if always_locked else m
     area_set_cpu(area)
     spin_lock(&m.areas_lock)
     area.next = m.areas
@@ -119,6 +123,7 @@ cdef void area_retire(machine* m, cpu_area* area) noexcept nogil:
     drain_area(m, area)
     area_fold(m, area)
     area.machine = NULL
+    area.fast = NULL
     spin_unlock(&m.areas_lock)
 
 
@@ -155,6 +160,7 @@ cdef void freeze_cpu_areas(machine* m) noexcept nogil:
     spin_lock(&m.areas_lock)
     area = m.areas
     while area != NULL:
+        area.fast = NULL
         atomic_xchg(&area.stolen, 1, SEQ_CST)
         area = area.next
     if not always_locked:
@@ -173,7 +179,10 @@ cdef void thaw_cpu_areas(machine* m) noexcept nogil:
     cdef cpu_area* area = m.areas
     while area != NULL:
         if area != m.shared_area:
+            forget_memos(area)
             store_int(&area.stolen, always_locked)
+            if not always_locked:
+                area.fast = m
         spin_unlock(&area.lock)
         area = area.next
     spin_unlock(&m.areas_lock)
@@ -216,6 +225,7 @@ cdef void percpu_exit(machine* m) noexcept nogil:
     area = m.areas
     while area != NULL:
         area.machine = NULL     # its thread reuses or frees it
+        area.fast = NULL
         area = area.next
     m.areas = NULL
     spin_unlock(&registry_lock)

@@ -3,6 +3,7 @@
 # Counters summed over the threads' areas.  Compare mm/vmstat.c:sum_vm_events().
 from libc.stdint cimport uint64_t
 
+from realmem._kernel.pcp cimport add_pcp_events
 from realmem.compiler cimport spin_lock, spin_unlock
 from realmem.types cimport (
     MAX_PAGE_ORDER, NR_VM_EVENT_ITEMS, NR_VM_NUMA_EVENT_ITEMS, PAGE_ALLOCATED, PAGE_BUDDY, PG_anon,
@@ -19,9 +20,7 @@ cdef void sum_zone_events(machine* m, int index, uint64_t* counts_ret) noexcept 
         counts_ret[i] = folded[i]
     area = m.areas
     while area != NULL:
-        counts_ret[0] += area.pcp[index].pgalloc
-        for i in range(NR_VM_NUMA_EVENT_ITEMS):
-            counts_ret[1 + i] += area.pcp[index].numa[i]
+        add_pcp_events(&area.pcp[index], counts_ret)
         area = area.next
     spin_unlock(&m.areas_lock)
 

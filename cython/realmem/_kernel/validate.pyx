@@ -4,7 +4,7 @@
 # it counts.  Stops at the first thing that is wrong.
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
-from realmem._kernel.pcp cimport order_to_pindex
+from realmem._kernel.pcp cimport add_pcp_events, order_to_pindex
 from realmem._kernel.percpu cimport freeze_cpu_areas, thaw_cpu_areas
 from realmem.compiler cimport spin_lock, spin_unlock
 from realmem.types cimport (
@@ -231,25 +231,26 @@ cdef bint validate_highatomic(zone* z, finding* ret) noexcept nogil:
 # Counters: what was allocated and not freed is what is allocated; every allocation was
 # local or other, hit or miss; every miss was foreign somewhere.
 cdef void validate_events(machine* m, int64_t allocated, finding* ret) noexcept nogil:
-    cdef int64_t taken = 0
+    cdef int64_t taken
     cdef int64_t freed = m.events[PGFREE]
+    cdef uint64_t counts[7]
     cdef int64_t numa[6]
     cdef int i
     cdef int j
     cdef cpu_area* area = m.areas
-    for j in range(6):
-        numa[j] = 0
+    for j in range(7):
+        counts[j] = 0
     for i in range(m.nr_zones):
-        taken += m.zone_events[i * 7]
-        for j in range(6):
-            numa[j] += m.zone_events[i * 7 + 1 + j]
+        for j in range(7):
+            counts[j] += m.zone_events[i * 7 + j]
     while area != NULL:
         freed += area.events[PGFREE]
         for i in range(m.nr_zones):
-            taken += area.pcp[i].pgalloc
-            for j in range(6):
-                numa[j] += area.pcp[i].numa[j]
+            add_pcp_events(&area.pcp[i], counts)
         area = area.next
+    taken = counts[0]
+    for j in range(6):
+        numa[j] = counts[1 + j]
     if taken - freed != allocated:
         report(ret, BAD_EVENTS, m.zones, 0, allocated, taken - freed)
     elif numa[NUMA_HIT] + numa[NUMA_MISS] != numa[NUMA_LOCAL] + numa[NUMA_OTHER]:

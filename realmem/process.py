@@ -7,6 +7,7 @@ A Machine makes one ProcessTable at its first spawn and delegates to it.
 from __future__ import annotations
 
 import errno
+import operator
 import threading
 from pathlib import Path
 from types import MappingProxyType
@@ -66,6 +67,15 @@ def _decode(level: str, raw: int) -> Mapping[str, object]:
     if level == "pte":
         decoded["host"] = HOST_STATES[raw >> HOST_SHIFT & 3]
     return MappingProxyType(decoded)
+
+
+def _word(value: int, what: str) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{what} must be an int, not {value!r}")
+    number = operator.index(value)
+    if not 0 <= number < 1 << 64:
+        raise ValueError(f"{what} is not within 0 and 2**64: {number}")
+    return number
 
 
 class Process:
@@ -190,15 +200,17 @@ class Process:
 
         :raises ValueError: the range is not all in the process's window.
         """
-        return self.mm.core.view(addr, length)
+        return self.mm.core.view(_word(addr, "address"), _word(length, "length"))
 
     def host_address(self, addr: int) -> int:
         """
         Give the host address of one of the process's own, for ctypes or Cython.
 
+        It is good until the process exits; a view keeps its window in place even then.
+
         :raises ValueError: it is not in the process's window.
         """
-        return self.mm.core.host_address(addr)
+        return self.mm.core.host_address(_word(addr, "address"))
 
     def guard(self) -> faults.Guard:
         """
@@ -215,9 +227,7 @@ class Process:
 
         :raises SegmentationFault: at the first address it may not read.
         """
-        if n < 0:
-            raise ValueError(f"cannot read {n} bytes")
-        data: bytes = self.mm.core.access(addr, None, n)
+        data: bytes = self.mm.core.access(_word(addr, "address"), None, _word(n, "length"))
         return data
 
     def write(self, addr: int, data: bytes | bytearray | memoryview) -> None:
@@ -227,7 +237,8 @@ class Process:
         :raises SegmentationFault: at the first address it may not write; what comes before is
             written.
         """
-        self.mm.core.access(addr, data, len(memoryview(data).cast("B")))
+        with memoryview(data) as view, view.cast("B") as plain:
+            self.mm.core.access(_word(addr, "address"), plain, len(plain))
 
     def touch(self, addr: int, length: int, write: bool = False) -> None:
         """
@@ -235,9 +246,7 @@ class Process:
 
         :raises SegmentationFault: at the first address it may not touch.
         """
-        if length < 0:
-            raise ValueError(f"cannot touch {length} bytes")
-        self.mm.core.touch(addr, length, write)
+        self.mm.core.touch(_word(addr, "address"), _word(length, "length"), bool(write))
 
     # ---- looking ----
 
@@ -256,7 +265,7 @@ class Process:
         """Walk the page tables for an address, kernel half included."""
         return [
             WalkStep(level, where, raw, _decode(level, raw))
-            for level, where, raw in self.mm.core.walk(addr & (1 << 64) - 1)
+            for level, where, raw in self.mm.core.walk(_word(addr, "address"))
         ]
 
     @property

@@ -24,6 +24,7 @@ from realmem.layout import (
     PROT_NONE,
     PROT_READ,
     PROT_WRITE,
+    SEGV_MAPERR,
 )
 from realmem.machine import Machine
 from realmem.mm.mmap import TASK_SIZE
@@ -33,6 +34,7 @@ from realmem.process import check_window
 RW = PROT_READ | PROT_WRITE
 ANON = MAP_PRIVATE | MAP_ANONYMOUS
 PAGES = 24
+PAGE_OFFSET = 0xFFFF_8880_0000_0000
 
 
 @pytest.fixture(scope="module")
@@ -351,8 +353,35 @@ def test_view_range(process):
             process.view(addr, length)
     with pytest.raises(ValueError, match="window"):
         process.host_address(0)
-    with pytest.raises((ValueError, OverflowError)):
-        process.view(a, -1)
+    for call in (lambda: process.view(a, -1), lambda: process.read(-1, 1),
+                 lambda: process.touch(1 << 64, 1), lambda: process.read(a, -1)):
+        with pytest.raises(ValueError, match="within"):
+            call()
+    for call in (lambda: process.view("a", 1), lambda: process.read(a, 1.5),
+                 lambda: process.write(a, "text"), lambda: process.walk(None)):
+        with pytest.raises(TypeError):
+            call()
+
+
+def test_the_ends_of_the_address_space(process):
+    for addr, n in (((1 << 64) - 4096, 8192), ((1 << 64) - 1, 1), (TASK_SIZE, 1), (0, 1),
+                    (TASK_SIZE - 1, 2), (PAGE_OFFSET, 4096)):
+        calls = ((process.touch, n, True), (process.read, n), (process.write, bytes(n)))
+        for call, *rest in calls:
+            with pytest.raises(SegmentationFault) as caught:
+                call(addr, *rest)
+            error = caught.value
+            assert (error.address, error.code, error.done) == (addr, SEGV_MAPERR, 0)
+
+
+def test_write_takes_any_contiguous_buffer(process):
+    numpy = pytest.importorskip("numpy")
+    a = process.mmap(None, PAGE_SIZE, RW, ANON)
+    process.write(a, numpy.arange(4, dtype="<u8"))
+    assert process.read(a, 32) == b"".join(i.to_bytes(8, "little") for i in range(4))
+    process.write(a, b"")
+    process.write(a, bytearray(b"xyz"))
+    assert process.read(a, 3) == b"xyz" and process.read(a, 0) == b""
 
 
 def test_address_space_limit(python):

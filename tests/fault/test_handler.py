@@ -224,6 +224,31 @@ def test_os_fork_leaves_the_child_nothing(child) -> None:
     """)
 
 
+def test_a_thousand_processes_come_and_go(child) -> None:
+    child("""
+    def maps():
+        with open("/proc/self/maps") as f:
+            return sum(1 for _ in f)
+    with Machine(nodes=1, memory="64M") as machine:
+        def crowd():
+            crowd = [machine.spawn(f"p{i}") for i in range(1000)]
+            for i, p in enumerate(crowd):
+                v = p.view(p.mmap(None, PAGE, RW, ANON), PAGE)
+                v[0] = i % 251
+                v.release()
+            at = p.vmas[0].start
+            assert all(p.read(at, 1)[0] == i % 251 for i, p in enumerate(crowd))
+            machine.check()
+            for p in crowd:
+                p.exit()
+        crowd()
+        before, host = free_pages(machine), maps()
+        crowd()
+        assert free_pages(machine) == before and maps() <= host + 4
+        assert machine.hoststat["host_vmas"] == 0
+    """)
+
+
 def test_subprocesses_can_be_started(child) -> None:
     child("""
     import subprocess

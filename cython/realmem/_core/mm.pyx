@@ -14,9 +14,9 @@ from realmem._kernel.mm_types cimport (
 )
 from realmem._kernel.mm_types cimport mmu as mmu_struct
 from realmem._kernel.mmap cimport (
-    mm_access, mm_exit, mm_find_pfn, mm_flush, mm_fork, mm_splice, mm_touch,
+    mm_access, mm_exit, mm_find_pfn, mm_flush, mm_fork, mm_splice, mm_touch, mm_walk,
 )
-from realmem._kernel.pgtable cimport mmu_exit, mmu_init, walk_step
+from realmem._kernel.pgtable cimport mmu_exit, mmu_init
 from realmem._kernel.validate_mm cimport MM_VALID, mm_finding, validate_mms
 from realmem._kernel.window cimport mm_create, window_reap, windows
 from realmem.types cimport PAGE_SHIFT
@@ -24,7 +24,7 @@ from realmem.types cimport PAGE_SHIFT
 from realmem.errors import HostError, InvariantError, OutOfMemory, SegmentationFault
 from realmem.layout import GFP
 
-LEVELS = ("pte", "pmd", "pud", "pgd")
+LEVELS = ("pgd", "pud", "pmd", "pte")
 
 # By the numbers of _kernel/validate_mm.pxd.
 MESSAGES = (
@@ -365,22 +365,20 @@ cdef class AddressSpace:
 
         :return: list of (level, physical address of the entry, raw entry).
         """
-        cdef uint64_t pfn = self.mm.pgd_pfn
-        cdef uint64_t where = 0, entry = 0
-        cdef int level = 3, down
-        cdef list steps = []
+        cdef uint64_t where[4]
+        cdef uint64_t entry[4]
+        cdef int i, steps
         self.alive()
-        while level >= 0:
-            down = walk_step(&self.mmu.u, addr, level, &pfn, &where, &entry)
-            steps.append((LEVELS[level], where, entry))
-            level = down
-        return steps
+        with nogil:
+            steps = mm_walk(self.mm, self.id, addr, where, entry)
+        self.check_rc(steps)
+        return [(LEVELS[i], where[i], entry[i]) for i in range(steps)]
 
     def addresses_of(self, uint64_t pfn):
         """List the addresses whose entries map a frame."""
         cdef uint64_t found[64]
         cdef uint64_t addr = 0
-        cdef int64_t i, n = 64
+        cdef int64_t n = 64
         cdef list addresses = []
         while n == 64 and not self.ended:
             with nogil:

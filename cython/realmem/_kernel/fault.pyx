@@ -131,7 +131,6 @@ cdef page* anon_page(mm_struct* mm, uint64_t addr, uint32_t gfp, bint hardware) 
     cdef page* p = alloc_pages_node(mm.mmu.m, -1 if hardware else mm.nid, gfp, 0)
     if likely(p != NULL):
         p.index = addr >> PAGE_SHIFT
-        p.mapping = mm
         p.flags |= ANON_FLAGS
         atomic64_add(&p.counts.word, ONE_MAP, SEQ_CST)
     return p
@@ -182,7 +181,6 @@ cdef void page_remove_rmap(mmu* u, page* p) noexcept nogil:
     VM_BUG_ON(now.c.mapcount < -1, "a frame lost a mapping that it did not have")
     if now.c.mapcount == -1:
         atomic64_fetch_and(&p.flags, ~<uint64_t>ANON_FLAGS, SEQ_CST)
-        p.mapping = NULL
     free_pages(u.m, p, 0)
 
 

@@ -43,3 +43,8 @@ cdef int mm_flush_scratch(mm_struct* mm, uint64_t id) noexcept nogil
 # Returns: how many; 0 for an address space that is gone.
 cdef int64_t mm_find_pfn(mm_struct* mm, uint64_t id, uint64_t pfn, uint64_t* addr_ref,
                          uint64_t* found, int64_t n) noexcept nogil
+
+# The page-table walk of addr: physical addresses of entries, and the entries; four at most.
+# Returns: how many, from the PGD down; or -ESRCH.
+cdef int mm_walk(mm_struct* mm, uint64_t id, uint64_t addr, uint64_t* address_ret,
+                 uint64_t* entry_ret) noexcept nogil

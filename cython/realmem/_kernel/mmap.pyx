@@ -13,7 +13,7 @@ from realmem._kernel.mm_types cimport (
 )
 from realmem._kernel.pgtable cimport (
     clear_pte_locked, free_pgtables_locked, next_table_locked, pgd_free, pte_alloc_locked,
-    pte_offset_locked, table_of,
+    pte_offset_locked, table_of, walk_step,
 )
 from realmem._kernel.tlb cimport (
     scratch_flush_locked, tlb_flush_locked, tlb_flush_window_locked, tlb_wrprotect_locked,
@@ -203,17 +203,17 @@ cdef inline int soft_pte(mm_struct* mm, uint64_t addr, bint write,
 
 cdef int mm_touch(mm_struct* mm, uint64_t id, uint64_t addr, uint64_t n, bint write,
                   uint64_t* fault_ret) noexcept nogil:
-    cdef uint64_t at = addr
+    cdef uint64_t done = 0          # counted up: addr + n may pass 2**64
     cdef uint64_t* pte = NULL
     cdef int rc = FAULT_OK
     if not lock_live(mm, id):
         return -ESRCH
-    while at < addr + n:
-        rc = soft_pte(mm, at, write, &pte)
+    while done < n:
+        rc = soft_pte(mm, addr + done, write, &pte)
         if rc != FAULT_OK:
-            fault_ret[0] = at
+            fault_ret[0] = addr + done
             break
-        at = (at & ~<uint64_t>(PAGE_SIZE - 1)) + PAGE_SIZE
+        done += PAGE_SIZE - ((addr + done) & (PAGE_SIZE - 1))
     mutex_unlock(&mm.lock)
     return rc
 
@@ -257,3 +257,18 @@ cdef int64_t mm_find_pfn(mm_struct* mm, uint64_t id, uint64_t pfn, uint64_t* add
     addr_ref[0] = addr
     mutex_unlock(&mm.lock)
     return count
+
+
+cdef int mm_walk(mm_struct* mm, uint64_t id, uint64_t addr, uint64_t* address_ret,
+                 uint64_t* entry_ret) noexcept nogil:
+    cdef uint64_t pfn
+    cdef int level = 3
+    cdef int steps = 0
+    if not lock_live(mm, id):
+        return -ESRCH
+    pfn = mm.pgd_pfn
+    while level >= 0:
+        level = walk_step(mm.mmu, addr, level, &pfn, address_ret + steps, entry_ret + steps)
+        steps += 1
+    mutex_unlock(&mm.lock)
+    return steps

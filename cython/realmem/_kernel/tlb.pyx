@@ -258,7 +258,8 @@ cdef void tlb_flush_window_locked(mm_struct* mm) noexcept nogil:
     set_host_bits(mm, mm.user_start, end, HOST_NOACC, False)
     scratch_forget(mm, mm.user_start, end)
     count_flush(mm)
-    add_edges(mm, count_edges_locked(mm) - mm.host_edges)
+    if mm.mmu != NULL:              # a dead one keeps the count it had until it is reaped
+        add_edges(mm, count_edges_locked(mm) - mm.host_edges)
 
 
 # Take what the host has mapped in [start, end) away.

@@ -1,4 +1,4 @@
-"""Mutants of the page allocator: its tests notice when it is broken (make mutants: all of them)."""
+"""Mutants of the page allocator: its tests notice when it is broken (all: make mutants)."""
 
 from __future__ import annotations
 

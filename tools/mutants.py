@@ -36,6 +36,8 @@ TESTS = (
     "tests/test_page_alloc_errors.py",
     "tests/test_watermark_machine.py",
     "tests/test_gfp.py",
+    "tests/test_highatomic.py",
+    "tests/test_machine_lifetime.py::test_odd_shapes",
     "tests/test_page_alloc_model.py::test_two_threads",
 )
 TIMEOUT_SECONDS = 240.0

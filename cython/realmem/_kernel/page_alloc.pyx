@@ -366,13 +366,16 @@ cdef page* alloc_pages_slowpath(machine* m, cpu_area* area, zone** zonelist, int
         p = get_page_from_freelist(m, area, zonelist, highest, gfp, order, alloc_flags)
         if p != NULL:
             return p
-        if unreserve_highatomic(zonelist, turns > 0):
+        if unreserve_highatomic(zonelist, False):
             progress += 1
         turns = 0 if progress else turns + 1
         if gfp & GFP_NORETRY or order > PAGE_ALLOC_COSTLY_ORDER and not gfp & GFP_RETRY_MAYFAIL:
             break
         if turns > 0 and (m.reclaim == NULL or turns > MAX_RECLAIM_RETRIES):
-            break
+            # Before giving up, the last of the reserve.
+            if not unreserve_highatomic(zonelist, True):
+                break
+            turns = 0
     if gfp & GFP_NOFAIL:
         # The last resort before failing all the same: below every mark.
         return get_page_from_freelist(m, area, zonelist, highest, gfp, order,

@@ -6,7 +6,10 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
-from realmem._kernel.buddy cimport free_one_page_locked, rmqueue_locked, zone_watermark_ok
+from realmem._kernel.buddy cimport (
+    ALLOC_HIGHATOMIC, ALLOC_NON_BLOCK, ALLOC_OOM, free_one_page_locked, rmqueue_locked,
+    zone_watermark_ok,
+)
 from realmem.compiler cimport peek64, spin_lock, spin_unlock
 from realmem.linux cimport (
     MADV_DONTFORK, MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, madvise, mmap,
@@ -45,6 +48,8 @@ cdef int rmqueue_bulk(zone* z, unsigned int order, int count, list_head* head, i
                       unsigned int alloc_flags) noexcept nogil:
     cdef int i = 0
     cdef page* p
+    # These lists serve everybody: no page of the high-atomic reserve may come here.
+    alloc_flags &= ~<unsigned int>(ALLOC_HIGHATOMIC | ALLOC_NON_BLOCK | ALLOC_OOM)
     spin_lock(&z.lock)
     while i < count:
         p = rmqueue_locked(z, order, migratetype, alloc_flags)

@@ -109,7 +109,8 @@ def test_unknown_flags(machine, gfp):
         machine.alloc_pages(gfp, 0)
 
 
-@pytest.mark.parametrize("wrong", [None, "1", 1.0, b"1", [1], object()], ids=repr)
+@pytest.mark.parametrize("wrong", [None, "1", 1.0, b"1", [1], object()],
+                         ids=lambda value: type(value).__name__)
 def test_wrong_types(machine, wrong):
     calls = [
         lambda: machine.alloc_pages(wrong, 0),

@@ -31,6 +31,7 @@ CYTHON = ROOT / "cython"
 TESTS = (
     "tests/test_page_alloc_model.py::test_some_operations",
     "tests/test_page_alloc_model.py::test_a_node_that_ends_within_a_block",
+    "tests/test_page_alloc_model.py::test_changing_marks_midway",
     "tests/test_buddy.py",
     "tests/test_pcp.py",
     "tests/test_page_alloc_errors.py",
@@ -40,7 +41,8 @@ TESTS = (
     "tests/test_machine_lifetime.py::test_odd_shapes",
     "tests/test_page_alloc_model.py::test_two_threads",
 )
-TIMEOUT_SECONDS = 240.0
+# A mutant that takes this many times as long as the unchanged allocator hangs.
+PATIENCE = 4
 # The editable install's finder would find the unchanged modules first.
 CHILD = """
 import sys
@@ -171,8 +173,8 @@ MUTANTS = (
     Mutant("local node of the wrong zone", _A, "    if likely(z.nid == area.nid):",
            "    if likely(preferred.nid == area.nid):"),
     Mutant("THISNODE ignored", _A,
-           "((gfp & GFP_THISNODE) != 0)) * MAX_NR_ZONES + highest]\n    p =",
-           "0) * MAX_NR_ZONES + highest]\n    p ="),
+           "((gfp & GFP_THISNODE) != 0)) * MAX_NR_ZONES + highest]\n    if (pcp",
+           "0) * MAX_NR_ZONES + highest]\n    if (pcp"),
     Mutant("bulk ignores THISNODE", _A,
            "((gfp & GFP_THISNODE) != 0)) * MAX_NR_ZONES + highest]\n    while",
            "0) * MAX_NR_ZONES + highest]\n    while"),
@@ -197,6 +199,14 @@ MUTANTS = (
     Mutant("drain forgets threads", _C,
            "        moved += drain_area(m, area)\n        area = area.next",
            "        moved += drain_area(m, area)\n        area = NULL"),
+    Mutant("the fast path forgets to count", _A, "            served[0] += 1\n", ""),
+    Mutant("the fast path leaves its page listed", _A,
+           "            head.next = next\n            next.prev = head\n", ""),
+    Mutant("the fast path loses pages at free", _F,
+           "            pcp.count = count\n            pcp.free_count", "            pcp.free_count"),
+    Mutant("the fast path forgets pgfree", _F, "            area.events[PGFREE] += pages\n", ""),
+    Mutant("a memo outlives its CPU", _C, "    forget_allocs(area)\n", ""),
+    Mutant("a memo outlives its marks", _C, "            forget_memos(area)\n", ""),
     Mutant("an ended thread keeps its pages", _C, "    drain_area(m, area)\n    area_fold",
            "    area_fold"),
     Mutant("an ended thread's counts are lost", _C, "    area_fold(m, area)\n", ""),
@@ -251,14 +261,14 @@ def compile_module(where: Path, module: str) -> None:
             raise RuntimeError(f"{module} does not compile:\n{done.stdout}{done.stderr}")
 
 
-def run_tests(where: Path, tests: Sequence[str] = TESTS) -> str | None:
+def run_tests(where: Path, timeout: float | None = None) -> str | None:
     """Run the tests on an overlay; give what noticed, None when all passed."""
     args = ["-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header", "--tb=line",
-            "-o", "addopts=--import-mode=importlib", *tests]
+            "-o", "addopts=--import-mode=importlib", *TESTS]
     code = CHILD.format(overlay=str(where), args=args)
     try:
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True,
-                              text=True, timeout=TIMEOUT_SECONDS, stdin=subprocess.DEVNULL,
+                              text=True, timeout=timeout, stdin=subprocess.DEVNULL,
                               env={**os.environ, "CI": "1", "PYTHONDONTWRITEBYTECODE": "1"})
     except subprocess.TimeoutExpired:
         return "it hangs"
@@ -270,7 +280,7 @@ def run_tests(where: Path, tests: Sequence[str] = TESTS) -> str | None:
     return lines[0] if lines else f"exit status {done.returncode}: {done.stderr[-500:]}"
 
 
-def judge(mutant: Mutant, where: Path) -> str | None:
+def judge(mutant: Mutant, where: Path, timeout: float) -> str | None:
     """Build a mutant in an overlay, test it, put the overlay right again."""
     source = where / "cython" / "realmem" / mutant.file
     modules = mutant.modules or (Path(mutant.file).stem,)
@@ -282,7 +292,7 @@ def judge(mutant: Mutant, where: Path) -> str | None:
         source.write_text(mutate(mutant, where / "cython"))
         for module in modules:
             compile_module(where, module)
-        return run_tests(where)
+        return run_tests(where, timeout)
     finally:
         source.write_text(before)
         for module, path in built.items():
@@ -307,13 +317,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="realmem-mutants-") as folder:
         where = overlay(Path(folder))
         compile_module(where, "buddy")
+        begin = time.monotonic()
         blame = run_tests(where)
+        timeout = max(30.0, PATIENCE * (time.monotonic() - begin))
         if blame is not None:
             print(f"the unchanged allocator fails: {blame}", file=sys.stderr)
             return 1
         for mutant in chosen:
             begin = time.monotonic()
-            noticed = judge(mutant, where)
+            noticed = judge(mutant, where, timeout)
             results.append({"mutant": mutant.name, "noticed": noticed})
             if not options.json:
                 print(f"{'ok      ' if noticed else 'SURVIVED'} {mutant.name}: "

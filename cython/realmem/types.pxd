@@ -201,11 +201,12 @@ cdef struct zone:
     int32_t high_max
     uint8_t* pageblock          # migratetype of each 2 MiB block that the zone touches
     uint64_t pageblock_start    # pfn >> PAGEBLOCK_ORDER of pageblock[0]
-    # Written by allocation; guarded by lock except that free_pages, nr_reserved_highatomic
+    # Written by allocation; guarded by lock except that free_pages, nr_free_highatomic
     # and area_mask are read without it (watermark tests are estimates, as in Linux).
     spinlock lock
     uint32_t flags              # ZONE_* bits below
     int64_t free_pages          # == sum(nr_free[o][t] << o)
+    int64_t nr_free_highatomic  # those of free_pages that stand in high-atomic lists
     int64_t nr_reserved_highatomic
     # Bit o of [t]: free_area[o].free_list[t] is not empty.  The first four are also read as
     # one word (alloc_memo.areas).

@@ -26,7 +26,7 @@ MESSAGES = (
     "pfn {pfn}: in no place",
     "pfn {pfn}: refcount {found} where {expected} belongs",
     "pfn {pfn}: compound tail and head disagree",
-    "nr_reserved_highatomic says {found}, the pageblocks have {expected}",
+    "the high-atomic counter says {found}, there are {expected} pages",
     "pgalloc - pgfree is {found}, {expected} pages are allocated",
     "NUMA counters disagree: {expected} against {found}",
     "managed {expected} pages, found {found}",

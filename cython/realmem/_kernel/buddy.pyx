@@ -255,6 +255,8 @@ cdef inline void add_to_free_list(zone* z, page* p, unsigned int order, int migr
     else:
         list_add(&p.lru, &area.free_list[migratetype])
     area.nr_free[migratetype] += 1
+    if unlikely(migratetype == MIGRATE_HIGHATOMIC):
+        z.nr_free_highatomic += <int64_t>1 << order
     z.area_mask[migratetype] |= <uint32_t>1 << order
 
 
@@ -264,6 +266,8 @@ cdef inline void del_from_free_list(zone* z, page* p, unsigned int order,
     list_del(&p.lru)
     p.kind.word = PAGE_TAIL
     area.nr_free[migratetype] -= 1
+    if unlikely(migratetype == MIGRATE_HIGHATOMIC):
+        z.nr_free_highatomic -= <int64_t>1 << order
     if list_empty(&area.free_list[migratetype]):
         z.area_mask[migratetype] &= ~(<uint32_t>1 << order)
 
@@ -346,7 +350,7 @@ cdef bint zone_watermark_ok(const zone* z, unsigned int order, uint64_t mark, in
         if alloc_flags & ALLOC_OOM:
             least -= least / 2
     else:
-        free -= z.nr_reserved_highatomic
+        free -= z.nr_free_highatomic
     if free <= least + <int64_t>z.lowmem_reserve[highest_zone]:
         return False
     if order == 0:
@@ -367,6 +371,7 @@ cdef void init_zone(zone* z) noexcept nogil:
     for migratetype in range(MIGRATE_TYPES):
         z.area_mask[migratetype] = 0
     z.free_pages = 0
+    z.nr_free_highatomic = 0
     z.lock.locked = 0
 
 

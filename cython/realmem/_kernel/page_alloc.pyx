@@ -63,7 +63,7 @@ cdef page* alloc_pages_node(machine* m, int nid, uint32_t gfp,
     barrier()
     if likely(area.fast == m and area.cpu == cpu_hint()
               and memo.request == (<uint64_t><uint32_t>nid << 32 | gfp)
-              and memo.z.free_pages - memo.z.nr_reserved_highatomic >= memo.mark
+              and memo.z.free_pages - memo.z.nr_free_highatomic >= memo.mark
               and (<const uint64_t*>memo.z.area_mask)[0] & memo.areas):
         head = memo.head
         p = lru_to_page(head.next)
@@ -163,7 +163,7 @@ cdef inline page* rmqueue_fast(machine* m, cpu_area* area, zone* z, int highest,
 
 # Free pages and, for an order, free blocks enough that no other test is needed.
 cdef inline bint above_high_mark(zone* z, int highest, unsigned int order) noexcept nogil:
-    if unlikely(peek64(&z.free_pages) - z.nr_reserved_highatomic
+    if unlikely(peek64(&z.free_pages) - z.nr_free_highatomic
                 < <int64_t>(z.watermark[WMARK_HIGH] + z.lowmem_reserve[highest])
                 + (<int64_t>1 << order)):
         return False

@@ -222,7 +222,7 @@ cdef inline void free_to_area(machine* m, cpu_area* area, page* p,
         pcp.free_count += 1 << order
     if unlikely(pcp.count >= pcp.high or z.flags or is_high != (pcp.flags != 0)
                 or is_high and pcp.free_count >= z.batch + z.high_min / 2):
-        shrink_pcp(pcp, z, order)
+        shrink_pcp(pcp, z, order, order_to_pindex(migratetype, order))
 
 
 # Compound tails are taken apart, poison is laid.

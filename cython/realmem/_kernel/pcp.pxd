@@ -25,8 +25,9 @@ cdef inline int order_to_pindex(int migratetype, unsigned int order) noexcept no
 cdef page* rmqueue_pcplist(cpu_area* area, zone* z, unsigned int order, int migratetype,
                            unsigned int alloc_flags) noexcept nogil
 
-# After a free of this order: give pages back if the list is too long or the zone short.
-cdef void shrink_pcp(per_cpu_pages* pcp, zone* z, unsigned int order) noexcept nogil
+# After a free of this order to list pindex: give pages back if the lists are too long or the
+# zone is short.
+cdef void shrink_pcp(per_cpu_pages* pcp, zone* z, unsigned int order, int pindex) noexcept nogil
 
 # Give everything back; returns pages moved.
 cdef int64_t drain_area(machine* m, cpu_area* area) noexcept nogil

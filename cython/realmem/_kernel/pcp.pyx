@@ -91,7 +91,7 @@ cdef int nr_pcp_alloc(per_cpu_pages* pcp, const zone* z, unsigned int order) noe
 
 # A list grew past its high mark, or the zone is short: give a batch back.
 # Compare free_frozen_page_commit(), nr_pcp_high(), nr_pcp_free().
-cdef void shrink_pcp(per_cpu_pages* pcp, zone* z, unsigned int order) noexcept nogil:
+cdef void shrink_pcp(per_cpu_pages* pcp, zone* z, unsigned int order, int pindex) noexcept nogil:
     cdef int batch = z.batch
     cdef bint free_high = False
     cdef int high
@@ -99,7 +99,9 @@ cdef void shrink_pcp(per_cpu_pages* pcp, zone* z, unsigned int order) noexcept n
     # A run of high-order frees is a teardown: keep less.
     if order > 0 and order <= PAGE_ALLOC_COSTLY_ORDER:
         free_high = (pcp.free_count >= batch + z.high_min / 2
-                     and pcp.flags & PCPF_PREV_FREE_HIGH_ORDER != 0)
+                     and pcp.flags & PCPF_PREV_FREE_HIGH_ORDER != 0
+                     # Linux skips this where a CPU's share of cache is under 3 batches.
+                     and pcp.count >= batch)
         pcp.flags |= PCPF_PREV_FREE_HIGH_ORDER
     elif pcp.flags & PCPF_PREV_FREE_HIGH_ORDER:
         pcp.flags &= ~<uint8_t>PCPF_PREV_FREE_HIGH_ORDER
@@ -107,7 +109,7 @@ cdef void shrink_pcp(per_cpu_pages* pcp, zone* z, unsigned int order) noexcept n
     if pcp.count < high:
         return
     n = nr_pcp_free(pcp, z, batch, high, free_high)
-    free_pcppages_bulk(z, pcp, n)
+    free_pcppages_bulk(z, pcp, n, pindex)
     if (z.flags & ZONE_BELOW_HIGH
             and zone_watermark_ok(z, 0, z.watermark[WMARK_HIGH], ZONE_MOVABLE, 0,
                                   peek64(&z.free_pages))):
@@ -125,11 +127,11 @@ cdef int nr_pcp_high(per_cpu_pages* pcp, const zone* z, int batch,
     if z.high_min == z.high_max:
         return high
     if z.flags & ZONE_BELOW_HIGH:
-        pcp.high = max(high - pcp.free_count, z.high_min)
+        pcp.high = max(high - max(pcp.free_count, batch), z.high_min)
         return max(pcp.count, z.high_min)
     if pcp.count >= high:
+        # Room for what is being freed, from the next time on.
         pcp.high = clamp(max(high, pcp.free_count + batch), z.high_min, z.high_max)
-        return pcp.high
     return high
 
 
@@ -140,10 +142,9 @@ cdef int nr_pcp_free(per_cpu_pages* pcp, const zone* z, int batch, int high,
     return clamp(pcp.free_count, batch, max(high - batch, batch))
 
 
-# Give up to `count` pages back, oldest first, from the lists in turn.
+# Give up to `count` pages back, oldest first, from the lists in turn, list `pindex` first.
 # Compare free_pcppages_bulk().
-cdef void free_pcppages_bulk(zone* z, per_cpu_pages* pcp, int count) noexcept nogil:
-    cdef int pindex = 0
+cdef void free_pcppages_bulk(zone* z, per_cpu_pages* pcp, int count, int pindex) noexcept nogil:
     cdef unsigned int order
     cdef uint64_t pfn
     cdef page* p
@@ -173,7 +174,7 @@ cdef int64_t drain_area(machine* m, cpu_area* area) noexcept nogil:
     for i in range(m.nr_zones):
         if area.pcp[i].count > 0:
             moved += area.pcp[i].count
-            free_pcppages_bulk(m.zones + i, area.pcp + i, area.pcp[i].count)
+            free_pcppages_bulk(m.zones + i, area.pcp + i, area.pcp[i].count, 0)
     return moved
 
 

@@ -39,6 +39,7 @@ cdef void validate_zone(machine* m, zone* z, uint8_t* seen, int64_t* allocated,
     cdef int64_t listed = 0
     cdef int64_t held = 0
     cdef int64_t reserved = 0
+    cdef int64_t high_atomic = 0
     cdef int order
     cdef int migratetype
     cdef cpu_area* area
@@ -48,6 +49,11 @@ cdef void validate_zone(machine* m, zone* z, uint8_t* seen, int64_t* allocated,
                 return
     if free != z.free_pages:
         report(ret, BAD_FREE_PAGES, z, 0, free, z.free_pages)
+        return
+    for order in range(NR_PAGE_ORDERS):
+        high_atomic += z.free_area[order].nr_free[MIGRATE_HIGHATOMIC] << order
+    if high_atomic != z.nr_free_highatomic:
+        report(ret, BAD_HIGHATOMIC, z, 0, high_atomic, z.nr_free_highatomic)
         return
     area = m.areas
     while area != NULL:

@@ -40,6 +40,7 @@ TESTS = (
     "tests/test_highatomic.py",
     "tests/test_machine_lifetime.py::test_odd_shapes",
     "tests/test_page_alloc_model.py::test_two_threads",
+    "tests/test_page_alloc_memo.py",
 )
 # A mutant that takes this many times as long as the unchanged allocator hangs.
 PATIENCE = 4
@@ -209,6 +210,25 @@ MUTANTS = (
     Mutant("a memo outlives its marks", _C, "            forget_memos(area)\n", ""),
     Mutant("an ended thread keeps its pages", _C, "    drain_area(m, area)\n    area_fold",
            "    area_fold"),
+    Mutant("memo of another node's request", _A,
+           "memo.request == (<uint64_t><uint32_t>nid << 32 | gfp)",
+           "<uint32_t>memo.request == gfp"),
+    Mutant("memo without the zone's mark", _A, "nr_free_highatomic >= memo.mark",
+           "nr_free_highatomic >= 0"),
+    Mutant("memo forgets a node's count", _A, "&pcp.served[z.nid == area.nid][order]",
+           "&pcp.served[1][0]"),
+    Mutant("free memo without the pageblock's type", _F,
+           "memo.types[<uint64_t>p >> TYPES_SHIFT] == <uint8_t>(block >> 32)",
+           "memo.types != NULL"),
+    Mutant("free memo without the page's flags", _F, "p.flags == memo.flags and ", ""),
+    Mutant("waiting block not in the mask", _B, "z.split_mask | <uint16_t>(1 << z.split_from)",
+           "z.split_mask"),
+    Mutant("a block waits that would merge further", _B,
+           "return whole == MAX_PAGE_ORDER or not (has_free_buddy(z, p, pfn, whole)\n"
+           "                                           or buddy_merge_likely(z, p, pfn, whole))",
+           "return True"),
+    Mutant("waiting block counted twice", _B,
+           "        z.free_pages -= <int64_t>1 << z.split_order\n", ""),
     Mutant("an ended thread's counts are lost", _C, "    area_fold(m, area)\n", ""),
 )
 # For every day: one of each kind.

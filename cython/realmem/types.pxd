@@ -211,6 +211,14 @@ cdef struct zone:
     # Bit o of [t]: free_area[o].free_list[t] is not empty.  The first four are also read as
     # one word (alloc_memo.areas).
     uint16_t area_mask[8]
+    # The block that was cut last, while nothing else has happened to the free lists; its
+    # merging waits while split_free (buddy.pyx: settle_locked()).
+    page* split
+    uint8_t split_order
+    uint8_t split_from          # order of the block that it was cut from
+    uint8_t split_type
+    uint8_t split_free          # it was given back
+    uint16_t split_mask         # area_mask[split_type] as the lists are
     free_area free_area[11]
     uint64_t pcp_overdrafts     # times a per-CPU list was drained for pressure
 
@@ -262,7 +270,7 @@ cdef struct free_memo:
     list_head* head             # this thread's list for
     per_cpu_pages* pcp
     uint64_t block              # pages, pageblock type << 32, alloc_factor and flags << 48
-    uint64_t limit              # pcp.free_count to ask the slow path from, page.kind << 32
+    uint64_t limit              # of pcp.free_count, page.kind << 32
     uint64_t pad
 
 cdef enum:

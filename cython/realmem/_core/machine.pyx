@@ -5,7 +5,7 @@ from libc.stdint cimport int32_t, uint8_t, uint64_t
 from libc.string cimport memset, strerror
 
 from realmem._core.faults cimport raise_pending
-from realmem._kernel.buddy cimport free_boot_range, init_zone, zone_watermark_ok
+from realmem._kernel.buddy cimport free_boot_range, init_zone, settle_locked, zone_watermark_ok
 from realmem._kernel.percpu cimport (
     drain_all_pages, fork_generation, freeze_cpu_areas, get_cpu_area, percpu_exit, percpu_init,
     thaw_cpu_areas,
@@ -187,6 +187,9 @@ cdef class MachineCore:
         cdef uint64_t first
         cdef uint64_t i
         sum_zone_events(self.m, index, counts)
+        spin_lock(&z.lock)
+        settle_locked(z)
+        spin_unlock(&z.lock)
         pageblocks = [0] * MIGRATE_TYPES
         if z.spanned_pages:
             first = z.pageblock_start

@@ -33,6 +33,11 @@ cdef page* rmqueue_locked(zone* z, unsigned int order, int migratetype,
 cdef void free_one_page_locked(zone* z, page* p, uint64_t pfn, unsigned int order,
                                int migratetype, bint to_tail) noexcept nogil
 
+# Put the block whose merging waits where it belongs.  Whoever looks at the free lists
+# themselves, or at their counts, does this first.
+# Preconditions: z.lock held.
+cdef void settle_locked(zone* z) noexcept nogil
+
 # The migratetype of the pageblock that holds pfn.
 cdef int get_pageblock_migratetype(const zone* z, uint64_t pfn) noexcept nogil
 

@@ -3,7 +3,7 @@
 # Free areas of one zone.  Compare mm/page_alloc.c (Linux 6.18): __rmqueue(),
 # __free_one_page(), try_to_claim_block(), reserve_highatomic_pageblock().
 # Callers stand above callees; every function here runs under z.lock.
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from realmem.compiler cimport VM_BUG_ON, ctz, likely, spin_lock, spin_unlock, unlikely
 from realmem.types cimport (
@@ -17,6 +17,10 @@ from realmem.types cimport (
 cdef page* rmqueue_locked(zone* z, unsigned int order, int migratetype,
                           unsigned int alloc_flags) noexcept nogil:
     cdef page* p = NULL
+    if z.split_free and z.split_order == order and z.split_type == migratetype and (
+            not alloc_flags & ALLOC_HIGHATOMIC):
+        return take_split(z)
+    settle_locked(z)
     if unlikely(alloc_flags & ALLOC_HIGHATOMIC):
         p = rmqueue_smallest(z, order, MIGRATE_HIGHATOMIC)
         if p != NULL:
@@ -44,6 +48,10 @@ cdef inline page* rmqueue_smallest(zone* z, unsigned int order, int migratetype)
     del_from_free_list(z, p, found, migratetype)
     expand(z, p, order, found, migratetype)
     z.free_pages -= <int64_t>1 << order
+    z.split = p
+    z.split_order = order
+    z.split_from = found
+    z.split_type = migratetype
     return p
 
 
@@ -197,8 +205,68 @@ cdef int64_t move_freepages_block(zone* z, uint64_t start, int new_type) noexcep
     return moved
 
 
+# ---- a block that comes and goes ----
+# Cutting a small block from a large one and merging it back touches a list at each order
+# between.  The block cut last, given back before anything else happened, would merge to
+# exactly what it was cut from, and be cut again in the same way: so that merging waits until
+# somebody asks for something else.  Only free_pages and area_mask, which are read without the
+# lock, are brought up to date at once.
+
+cdef void settle_locked(zone* z) noexcept nogil:
+    cdef page* p = z.split
+    z.split = NULL
+    if unlikely(z.split_free):
+        z.split_free = 0
+        z.area_mask[z.split_type] = z.split_mask
+        z.free_pages -= <int64_t>1 << z.split_order
+        p.kind.word = PAGE_TAIL
+        merge(z, p, page_to_pfn(z.machine, p), z.split_order, z.split_type, False)
+
+
+cdef inline page* take_split(zone* z) noexcept nogil:
+    z.split_free = 0
+    z.area_mask[z.split_type] = z.split_mask
+    z.free_pages -= <int64_t>1 << z.split_order
+    z.split.kind.word = PAGE_TAIL
+    return z.split
+
+
+# Whether p may wait: it would merge to what it was cut from, no further, and head that list.
+cdef inline bint may_wait(const zone* z, page* p, uint64_t pfn, unsigned int order,
+                          int migratetype) noexcept nogil:
+    cdef unsigned int whole = z.split_from
+    # Free pages of reserved pageblocks are also counted apart.
+    if (p != z.split or order != z.split_order or migratetype != z.split_type
+            or migratetype >= MIGRATE_PCPTYPES):
+        return False
+    return whole == MAX_PAGE_ORDER or not (has_free_buddy(z, p, pfn, whole)
+                                           or buddy_merge_likely(z, p, pfn, whole))
+
+
+cdef inline bint has_free_buddy(const zone* z, page* p, uint64_t pfn,
+                                unsigned int order) noexcept nogil:
+    cdef uint64_t buddy_pfn = pfn ^ (<uint64_t>1 << order)
+    if buddy_pfn < z.start_pfn or buddy_pfn >= z.start_pfn + z.spanned_pages:
+        return False
+    return is_free_block(p + <int64_t>(buddy_pfn - pfn), order)
+
+
 cdef void free_one_page_locked(zone* z, page* p, uint64_t pfn, unsigned int order,
                                int migratetype, bint to_tail) noexcept nogil:
+    if not to_tail and may_wait(z, p, pfn, order, migratetype):
+        z.split_free = 1
+        z.split_mask = z.area_mask[migratetype]
+        # A larger block than its own halves: nobody without the lock looks for more.
+        z.area_mask[migratetype] = z.split_mask | <uint16_t>(1 << z.split_from)
+        z.free_pages += <int64_t>1 << order
+        p.kind.word = PAGE_BUDDY | order << 8 | <uint32_t>z.split_type << 16
+        return
+    settle_locked(z)
+    merge(z, p, pfn, order, migratetype, to_tail)
+
+
+cdef void merge(zone* z, page* p, uint64_t pfn, unsigned int order, int migratetype,
+                bint to_tail) noexcept nogil:
     cdef uint64_t end = z.start_pfn + z.spanned_pages
     cdef uint64_t buddy_pfn
     cdef page* buddy
@@ -301,6 +369,7 @@ cdef void reserve_highatomic_pageblock(zone* z, page* p, unsigned int order) noe
     if z.nr_reserved_highatomic >= most:
         return
     spin_lock(&z.lock)
+    settle_locked(z)
     migratetype = get_pageblock_migratetype(z, pfn)
     if (z.nr_reserved_highatomic < most and migratetype < MIGRATE_PCPTYPES
             and order < PAGEBLOCK_ORDER and block_in_zone(z, start)):
@@ -318,6 +387,7 @@ cdef bint unreserve_highatomic_pageblock(zone* z, bint force) noexcept nogil:
     if not force and z.nr_reserved_highatomic <= PAGEBLOCK_NR_PAGES:
         return False
     spin_lock(&z.lock)
+    settle_locked(z)
     for order in range(NR_PAGE_ORDERS):
         if z.area_mask[MIGRATE_HIGHATOMIC] >> order & 1:
             p = lru_to_page(z.free_area[order].free_list[MIGRATE_HIGHATOMIC].next)
@@ -372,6 +442,8 @@ cdef void init_zone(zone* z) noexcept nogil:
         z.area_mask[migratetype] = 0
     z.free_pages = 0
     z.nr_free_highatomic = 0
+    z.split = NULL
+    z.split_free = 0
     z.lock.locked = 0
 
 

@@ -2,7 +2,7 @@
 # cython: initializedcheck=False, nonecheck=False, profile=False, linetrace=False
 # Freeing pages: checks, references, per-CPU lists.
 # Compare mm/page_alloc.c (Linux 6.18): __free_pages(), free_frozen_page_commit().
-from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport INT32_MAX, int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from realmem._kernel.buddy cimport free_one_page_locked
@@ -98,7 +98,11 @@ cdef void free_pages(machine* m, page* p, unsigned int order) noexcept nogil:
         limit = memo.limit
         count = pcp.count + pages
         free_count = pcp.free_count
-        if likely(count < pcp.high and free_count < <int32_t>limit
+        if likely(free_count < <int32_t>limit):
+            free_count += pages
+        elif block >> 48:
+            count = INT32_MAX           # a run of such orders: for the slow path
+        if likely(count < pcp.high
                   and (<uint16_t*>&pcp.alloc_factor)[0] == block >> 48):
             head = memo.head
             first = head.next
@@ -109,7 +113,7 @@ cdef void free_pages(machine* m, page* p, unsigned int order) noexcept nogil:
             p.counts.word = COUNTS_FREE
             p.kind.word = limit >> 32
             pcp.count = count
-            pcp.free_count = free_count + pages
+            pcp.free_count = free_count
             area.events[PGFREE] += pages
             barrier()
             poke_int(&area.busy, 0)

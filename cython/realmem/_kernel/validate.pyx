@@ -4,6 +4,7 @@
 # it counts.  Stops at the first thing that is wrong.
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
+from realmem._kernel.buddy cimport settle_locked
 from realmem._kernel.pcp cimport add_pcp_events, order_to_pindex
 from realmem._kernel.percpu cimport freeze_cpu_areas, thaw_cpu_areas
 from realmem.compiler cimport spin_lock, spin_unlock
@@ -23,6 +24,7 @@ cdef void validate_machine(machine* m, uint8_t* seen, finding* ret) noexcept nog
     freeze_cpu_areas(m)
     for i in range(m.nr_zones):
         spin_lock(&m.zones[i].lock)
+        settle_locked(m.zones + i)
     for i in range(m.nr_zones):
         if ret.what == VALID:
             validate_zone(m, m.zones + i, seen, &allocated, ret)

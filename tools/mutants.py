@@ -223,10 +223,9 @@ MUTANTS = (
     Mutant("free memo without the page's flags", _F, "p.flags == memo.flags and ", ""),
     Mutant("waiting block not in the mask", _B, "z.split_mask | <uint16_t>(1 << z.split_from)",
            "z.split_mask"),
-    Mutant("a block waits that would merge further", _B,
-           "return whole == MAX_PAGE_ORDER or not (has_free_buddy(z, p, pfn, whole)\n"
-           "                                           or buddy_merge_likely(z, p, pfn, whole))",
-           "return True"),
+    Mutant("a block waits that would go to the tail", _B,
+           "(z.area_mask[migratetype] >> whole & 1 and buddy_merge_likely(z, p, pfn, whole))",
+           "False"),
     Mutant("waiting block counted twice", _B,
            "        z.free_pages -= <int64_t>1 << z.split_order\n", ""),
     Mutant("an ended thread's counts are lost", _C, "    area_fold(m, area)\n", ""),

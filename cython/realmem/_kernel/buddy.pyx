@@ -231,7 +231,8 @@ cdef inline page* take_split(zone* z) noexcept nogil:
     return z.split
 
 
-# Whether p may wait: it would merge to what it was cut from, no further, and head that list.
+# Whether p may wait: it would merge to what it was cut from, no further, and head the list of
+# such blocks, being the only one or not bound for the tail.
 cdef inline bint may_wait(const zone* z, page* p, uint64_t pfn, unsigned int order,
                           int migratetype) noexcept nogil:
     cdef unsigned int whole = z.split_from
@@ -239,8 +240,11 @@ cdef inline bint may_wait(const zone* z, page* p, uint64_t pfn, unsigned int ord
     if (p != z.split or order != z.split_order or migratetype != z.split_type
             or migratetype >= MIGRATE_PCPTYPES):
         return False
-    return whole == MAX_PAGE_ORDER or not (has_free_buddy(z, p, pfn, whole)
-                                           or buddy_merge_likely(z, p, pfn, whole))
+    if whole == MAX_PAGE_ORDER:
+        return True
+    if has_free_buddy(z, p, pfn, whole):
+        return False
+    return not (z.area_mask[migratetype] >> whole & 1 and buddy_merge_likely(z, p, pfn, whole))
 
 
 cdef inline bint has_free_buddy(const zone* z, page* p, uint64_t pfn,

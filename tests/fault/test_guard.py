@@ -114,6 +114,16 @@ def test_next_call_raises_before_anything_changes(child) -> None:
         t = threading.Thread(target=look)
         t.start(); t.join()
         assert found[2:] == [hole + 64], found
+        def allocate():
+            page = machine.get_zeroed_page(GFP_KERNEL)
+            for call in (lambda: machine.get_free_pages(GFP_KERNEL, 0),
+                         lambda: machine.free_page(page)):
+                x[16] = 1
+                found.append(raises(SegmentationFault, call).address)
+            machine.free_page(page)         # still there to be freed
+        t = threading.Thread(target=allocate)
+        t.start(); t.join()
+        assert found[3:] == [hole + 128] * 2, found
         del x
     """)
 

@@ -11,6 +11,7 @@ cdef class PageAllocator(MachineCore):
     # The one way in for all faces: checks, allocates, raises.
     cdef page* alloc(self, uint32_t gfp, unsigned int order, int nid,
                      bint interleave=*) except NULL
+    cdef int usable(self) except -1
     cdef int may_alloc(self, uint32_t gfp) except -1
     cdef int as_nid(self, node) except -2
     cdef int check_bad_pages(self) except -1

@@ -6,6 +6,7 @@ cimport cython
 from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_Check
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
+from realmem._core.faults cimport raise_pending
 from realmem._kernel.page_alloc cimport (
     alloc_page_interleave, alloc_pages_bulk, alloc_pages_node, gfp_is_valid, split_page,
 )
@@ -14,7 +15,8 @@ from realmem._kernel.page_free cimport (
     free_pages, free_pages_bulk, get_page, put_page,
 )
 from realmem._kernel.percpu cimport get_cpu_area
-from realmem.compiler cimport unlikely
+from realmem._kernel.sigsegv cimport handler
+from realmem.compiler cimport peek_int, unlikely
 from realmem.types cimport (
     GFP_COMP, GFP_DIRECT_RECLAIM, GFP_HIGHMEM, GFP_ZERO, MAX_PAGE_ORDER, NR_PAGEFLAGS,
     PAGE_ALLOCATED, PAGE_BUDDY, PAGE_PCP, PAGE_SHIFT, PAGE_SIZE, PAGEBLOCK_ORDER, PG_tail, page,
@@ -192,8 +194,15 @@ cdef class PageAllocator(MachineCore):
             self.traces[page_to_pfn(self.m, p)] = trace
         return p
 
-    cdef int may_alloc(self, uint32_t gfp) except -1:
+    # Alive, and no forbidden raw access of this thread is due.
+    cdef int usable(self) except -1:
         self.alive()
+        if unlikely(peek_int(&handler.nr_pending) != 0):
+            raise_pending()
+        return 0
+
+    cdef int may_alloc(self, uint32_t gfp) except -1:
+        self.usable()
         if unlikely(self.atomic_contexts and gfp & GFP_DIRECT_RECLAIM):
             if get_cpu_area(self.m).atomic_depth > 0:
                 raise AtomicContextError(
@@ -291,7 +300,7 @@ cdef class PageAllocator(MachineCore):
     cdef page* page_at(self, object page_or_addr) except? NULL:
         cdef int64_t addr
         cdef int overflow = 0
-        self.alive()
+        self.usable()
         if isinstance(page_or_addr, Page):
             if (<Page>page_or_addr).allocator is not self:
                 raise AllocatorError(f"{page_or_addr!r} belongs to another machine")

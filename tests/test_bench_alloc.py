@@ -11,6 +11,7 @@ import pytest
 
 from realmem import GFP_KERNEL, Machine
 from realmem._bench import alloc as compiled
+from realmem._bench.llfree import LLFreeAllocator
 from realmem.bench import alloc, registry
 from realmem.bench.alloc_rows import Row, Rows, llfree_path
 from realmem.bench.registry import Options
@@ -175,9 +176,9 @@ def test_llfree_of_another_version_is_refused(tmp_path: Path):
     (tmp_path / "libllfree.so").write_bytes(b"no library")
     assert llfree_path(tmp_path) == tmp_path / "libllfree.so"
     with pytest.raises(OSError):
-        compiled.LLFreeAllocator(tmp_path / "libllfree.so", 1 << 14, 1)
+        LLFreeAllocator(tmp_path / "libllfree.so", 1 << 14, 1)
     with pytest.raises(ValueError, match="another version"):
-        compiled.LLFreeAllocator("libc.so.6", 1 << 14, 1)
+        LLFreeAllocator("libc.so.6", 1 << 14, 1)
 
 
 @pytest.mark.skipif(

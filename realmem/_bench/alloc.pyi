@@ -1,5 +1,4 @@
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Final
 
 from realmem._core.pages import PageAllocator
@@ -12,9 +11,6 @@ class Allocator:
 
 class RealmemAllocator(Allocator):
     def __init__(self, pages: PageAllocator, nid: int, gfp: int) -> None: ...
-
-class LLFreeAllocator(Allocator):
-    def __init__(self, path: str | Path, frames: int, cores: int) -> None: ...
 
 class Session:
     def __init__(self, threads: int, rounds: int) -> None: ...

@@ -91,7 +91,9 @@ class Rows:
         :raises OSError: its library can't be loaded.
         :raises ValueError: its interface is another one.
         """
-        return self._compiled.LLFreeAllocator(path, frames, self.threads)
+        from realmem._bench.llfree import LLFreeAllocator
+
+        return LLFreeAllocator(path, frames, self.threads)
 
     def add(self, row: Row) -> None:
         """Add a row."""

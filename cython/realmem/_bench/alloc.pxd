@@ -48,6 +48,7 @@ ctypedef void (*ll_drain_fn)(void*) noexcept nogil
 cdef enum:
     REALMEM = 0
     LLFREE = 1
+    LL_HUGE_ORDER = 9           # from which on requests are of LLFree's second class
 
 # An allocator: everything a loop needs, without Python.
 cdef struct target:
@@ -64,6 +65,9 @@ cdef enum:
     RANDOM = 2                  # ... in a fixed random order
     BULK = 3                    # alloc_pages_bulk() and free_pages_bulk() of `held` pages
     TOUCH = 4                   # as LIFO, and one cold store to each page between
+
+# Zeroed memory of whole cache lines, that is there when it is used; NULL when there is none.
+cdef void* touched_block(uint64_t size) noexcept nogil
 
 cdef class Allocator:
     cdef target t

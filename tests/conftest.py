@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import subprocess
 import sys
@@ -60,6 +62,24 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def soak_factor(request: pytest.FixtureRequest) -> float:
     """How many times longer than usual a long test should run (make soak)."""
     return float(request.config.getoption("--soak"))
+
+
+@pytest.fixture(scope="session")
+def numa_calls() -> None:
+    """Skip where the host, such as a container, refuses to place memory or to tell its place."""
+    try:
+        libnuma = ctypes.CDLL("libnuma.so.1", use_errno=True)
+    except OSError:
+        pytest.skip("libnuma.so.1 is missing")
+    long = ctypes.c_ulong
+    refused = [name for name, arguments in {
+        "mbind": (None, long(0), 0, None, long(0), 0),
+        "get_mempolicy": (None, None, long(0), None, 0),
+        "move_pages": (0, long(0), None, None, None, 0),
+    }.items() if getattr(libnuma, name)(*arguments) and ctypes.get_errno() in (
+        errno.EPERM, errno.ENOSYS)]
+    if refused:
+        pytest.skip(f"this host refuses {', '.join(refused)}")
 
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]

@@ -112,6 +112,7 @@ def test_no_access_faults_after_construction(pool: Pool) -> None:
     assert after - before < 100  # the loop's own objects; the pool has 7,280 pages
 
 
+@pytest.mark.usefixtures("numa_calls")
 def test_memory_is_where_it_was_asked_for(pool: Pool) -> None:
     assert pool.placement[2] == Placement(HOST_NODE, False, True, 0, None)
     for each, placement in zip(NODES, pool.placement, strict=True):
@@ -132,6 +133,7 @@ def test_unasked_node_is_not_called_bound(nothing_leaks: None) -> None:
     pool.close()
 
 
+@pytest.mark.usefixtures("numa_calls")
 def test_wrong_node_is_counted(pool: Pool) -> None:
     """The check can fail: against a node that does not have the pages, all are misplaced."""
     where = pool.direct_map
@@ -387,6 +389,7 @@ def _locked_kib() -> int:
     return int(status.split("VmLck:")[1].split()[0])
 
 
+@pytest.mark.usefixtures("numa_calls")
 @pytest.mark.parametrize(("deny", "bound", "verified", "reason"), [
     ("mbind", False, False, "mbind: EPERM"),
     ("move_pages", True, True, "move_pages: EPERM"),

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.skipif(platform.machine() != "x86_64",
                                 reason="the numbers here are x86-64's")
 
 
+@pytest.mark.usefixtures("numa_calls")
 @pytest.mark.parametrize("deny, expected", [
     (None, errno.EPERM),
     ("get_mempolicy", errno.EPERM),

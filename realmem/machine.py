@@ -317,10 +317,23 @@ class Machine:
             raise BufferError(
                 f"{views} views of this machine's memory are alive: release them first"
             )
+        self._finish()
+
+    def _finish(self) -> None:
         self._closed = True
         self._end_processes()
+        # The allocator first: from then on there are no new views, and no other thread is
+        # inside it.
         self._allocator.close()
-        self._pool.close()
+        pool = self._pool
+        if self._allocator.nr_exports and not self._inherited():
+            # Live views lose their memory, not their addresses: a later access is a
+            # SIGSEGV, never somebody else's data.
+            self._allocator.when_released(pool.close)
+            pool.revoke()
+            if self._allocator.nr_exports:
+                return
+        pool.close()
 
     def _end_processes(self) -> None:
         if self._process_table is not None and not self._inherited():
@@ -334,20 +347,8 @@ class Machine:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if self._closed:
-            return
-        self._end_processes()
-        if self._allocator.nr_exports and not self._inherited():
-            # Live views lose their memory, not their addresses: a later access is a
-            # SIGSEGV, never somebody else's data.
-            # The allocator first: other threads may still be inside it.
-            self._closed = True
-            pool = self._pool
-            self._allocator.when_released(pool.close)
-            self._allocator.close()
-            pool.revoke()
-            return
-        self.close()
+        if not self._closed:
+            self._finish()
 
     def __repr__(self) -> str:
         if self._closed:

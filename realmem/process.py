@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from realmem._core import faults
 from realmem._core.mm import Mmu, host_vmas, reap
-from realmem.errors import HostError
+from realmem.errors import HostError, SegmentationFault
 from realmem.layout import PAGE_SIZE, parse_size
 from realmem.mm import mmap as calls
 from realmem.mm.address_space import MemoryMap
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from realmem.pool import Pool
 
 GIB = 1 << 30
+# Bytes that p.read() takes at a time.
+READ_STEP = 16 << 20
 ENTRY_BITS = {
     0x1: "present",
     0x2: "rw",
@@ -227,8 +229,22 @@ class Process:
 
         :raises SegmentationFault: at the first address it may not read.
         """
-        data: bytes = self.mm.core.access(_word(addr, "address"), None, _word(n, "length"))
-        return data
+        addr, left = _word(addr, "address"), _word(n, "length")
+        parts: list[bytes] = []
+        done = 0
+        # In steps, so that an absurd length ends at the first address that is not there.
+        while left > 0:
+            step = min(left, READ_STEP)
+            try:
+                parts.append(self.mm.core.access(addr + done, None, step))
+            except SegmentationFault as error:
+                error.done += done
+                raise
+            done += step
+            left -= step
+        if not parts:
+            self.mm.core.check_alive()
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def write(self, addr: int, data: bytes | bytearray | memoryview) -> None:
         """
@@ -307,6 +323,7 @@ class ProcessTable:
         self._mmu: Mmu | None = None
         self._next_pid = 1
         self._granted = self._window
+        self._closed = False
 
     def spawn(self, name: str = "init", node: int | None = None, uid: int = 0) -> Process:
         """
@@ -333,6 +350,7 @@ class ProcessTable:
         faults.install()
         reap()
         with self._exited:
+            self._check_open()
             mm = MemoryMap.new(self._paging(), self._next_pid, node, self._window)
             return self._add(name, None, node, uid, mm)
 
@@ -340,8 +358,13 @@ class ProcessTable:
         """Make a copy-on-write child."""
         reap()
         with self._exited:
+            self._check_open()
             mm = parent.mm.fork(self._next_pid, parent._node)
             return self._add(name, parent, parent._node, parent.uid, mm)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ValueError("this machine is closed")
 
     def _add(
         self, name: str, parent: Process | None, node: int | None, uid: int, mm: MemoryMap
@@ -428,6 +451,7 @@ class ProcessTable:
     def close(self) -> None:
         """End every process and give the kernel's page tables back; views answer SEGV_MAPERR."""
         with self._exited:
+            self._closed = True
             for process in list(self.live.values()):
                 process.mm.close()
                 process._status = 9

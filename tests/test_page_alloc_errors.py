@@ -191,6 +191,24 @@ def test_double_free(machine, order, drained):
         machine.check()
 
 
+@pytest.mark.parametrize("order", [0, 1, 4])
+def test_double_free_of_a_block_that_could_not_merge(machine, order):
+    """It heads a free block of its own, and is not a piece of one."""
+    pages = [machine.alloc_pages(GFP.KERNEL, order) for _ in range(16)]
+    upper = next(page for page in pages if page.pfn >> order & 1
+                 and any(other.pfn == page.pfn - (1 << order) for other in pages))
+    pages.remove(upper)
+    machine.free_pages(upper, order)
+    machine.drain_all_pages()
+    assert "buddy" in upper.flags and upper.order == order
+    for wrong in range(11):
+        with pytest.raises(rm.AllocatorError, match="double free"):
+            machine.free_pages(upper, wrong)
+    machine.check()
+    for page in pages:
+        machine.free_pages(page, order)
+
+
 @pytest.mark.parametrize("order", [0, 1, 2, 5, 9, 10])
 def test_wrong_order(machine, order):
     page = machine.alloc_pages(GFP.KERNEL, order)
@@ -347,6 +365,37 @@ def test_addresses_and_frames_that_do_not_exist(machine):
                 machine.pa(address)
             with pytest.raises(ValueError):
                 machine.virt_to_page(address)
+
+
+# ---- draining ----
+
+def test_draining_reaches_living_threads(machine):
+    """Every thread's lists are emptied, by whomever asks."""
+    def used():
+        machine.free_page(machine.alloc_pages(GFP.KERNEL, 0))
+        machine.free_pages(machine.alloc_pages(GFP.KERNEL, 3), 3)
+
+    def work():
+        used()
+        ready.wait(60)
+        leave.wait(60)
+
+    machine.drain_all_pages()
+    free = [node.free_pages for node in machine.nodes]
+    ready, leave = threading.Barrier(5), threading.Event()
+    used()
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    ready.wait(60)
+    try:
+        assert [node.free_pages for node in machine.nodes] != free
+        machine.drain_all_pages()
+        assert [node.free_pages for node in machine.nodes] == free
+    finally:
+        leave.set()
+        for thread in threads:
+            thread.join()
 
 
 # ---- other ways in ----

@@ -137,9 +137,9 @@ cdef enum:
     PG_poisoned = 17            # free, and holds PAGE_POISON
     NR_PAGEFLAGS = 18
     PAGE_ZONE_SHIFT = 48
-    # None of locked lru active slab reserved unevictable mlocked table tail on a page
+    # None of locked lru active slab reserved unevictable mlocked table tail zero on a page
     # that is being freed.
-    PAGE_FLAGS_CHECK_AT_FREE = 0x9DD1
+    PAGE_FLAGS_CHECK_AT_FREE = 0x19DD1
 
 cdef struct page_ref:
     int32_t refcount

@@ -43,6 +43,7 @@ def check_counts(MachineCore core):
 
     :raises InvariantError: managed pages are not the sum of free, listed and allocated ones.
     """
+    core.alive()
     managed = free = listed = taken = 0
     for index in range(core.m.nr_zones):
         stat = core.zone_stat(index)

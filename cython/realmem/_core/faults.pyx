@@ -120,6 +120,8 @@ cdef void after_fork_child() noexcept nogil:
     for i in range(NR_FAULT_RECORDS):
         handler.records[i].state = RECORD_FREE
     handler.nr_pending = 0
+    if handler.main_tid != 0:
+        handler.main_tid = gettid()     # the thread that forked is the child's main thread
 
 
 # ---- raising ----------------------------------------------------------------
@@ -152,20 +154,23 @@ cdef class Guard:
     """
 
     cdef uint64_t mm_id
+    cdef list entered               # by which threads
 
     def __cinit__(self, mm_id):
         self.mm_id = mm_id
+        self.entered = []
 
     def __enter__(self):
         raise_pending()
         check_owner()
-        open_guards.setdefault(self.mm_id, []).append(gettid())
+        self.entered.append(gettid())
+        open_guards.setdefault(self.mm_id, []).append(self.entered[-1])
         return self
 
     def __exit__(self, kind, value, traceback):
-        cdef int64_t tid = gettid()
+        cdef int64_t tid = self.entered.pop()
         tids = open_guards.get(self.mm_id)
-        if tids is not None:            # a forked child's copy may be gone
+        if tids is not None and tid in tids:    # a forked child's copy may be gone
             tids.remove(tid)
             if not tids:
                 del open_guards[self.mm_id]

@@ -16,12 +16,15 @@ from realmem._kernel.mm_types cimport mmu as mmu_struct
 from realmem._kernel.mmap cimport (
     mm_access, mm_exit, mm_find_pfn, mm_flush, mm_fork, mm_splice, mm_touch, mm_walk,
 )
+from realmem._kernel.percpu cimport get_cpu_area
 from realmem._kernel.pgtable cimport mmu_exit, mmu_init
 from realmem._kernel.validate_mm cimport MM_VALID, mm_finding, validate_mms
 from realmem._kernel.window cimport mm_create, window_reap, windows
 from realmem.types cimport PAGE_SHIFT
 
-from realmem.errors import HostError, InvariantError, OutOfMemory, SegmentationFault
+from realmem.errors import (
+    AtomicContextError, HostError, InvariantError, OutOfMemory, SegmentationFault,
+)
 from realmem.layout import GFP
 
 LEVELS = ("pgd", "pud", "pmd", "pte")
@@ -153,7 +156,7 @@ cdef class AddressSpace:
     cdef readonly uint64_t length
     cdef bint ended
 
-    def __cinit__(self, Mmu mmu, int pid, int nid, uint64_t length):
+    def __cinit__(self, Mmu mmu not None, int pid, int nid, uint64_t length):
         cdef int error = 0
         mmu.core.alive()
         self.mmu = mmu
@@ -190,6 +193,8 @@ cdef class AddressSpace:
         if self.ended:
             raise ProcessLookupError(ESRCH, f"process {self.pid} has exited")
         raise_pending()
+        if self.mmu.core.atomic_contexts and get_cpu_area(self.mmu.core.m).atomic_depth > 0:
+            raise AtomicContextError("system calls may sleep: not inside atomic_context()")
         return 0
 
     def check_alive(self):
@@ -246,7 +251,7 @@ cdef class AddressSpace:
             raise OSError(ENOMEM, "cannot allocate memory")
         return 0
 
-    def fork_into(self, AddressSpace child):
+    def fork_into(self, AddressSpace child not None):
         """
         Share every page with a new, empty address space, copy-on-write.
 
@@ -316,6 +321,10 @@ cdef class AddressSpace:
         if n == 0:
             return b""
         if write:
+            # A window's own view would fault under the lock that its fault waits for.
+            if type(data) is not bytes:
+                data = bytes(data)
+                self.alive()
             source = data
             buffer = <char*>&source[0]
             result = None
@@ -345,8 +354,10 @@ cdef class AddressSpace:
         if rc == FAULT_MAPERR or rc == FAULT_ACCERR:
             raise SegmentationFault(addr, access, rc, self.pid, done)
         if rc == FAULT_OOM:
+            machine = self.mmu.core.owner()
             raise OutOfMemory(f"pid {self.pid}: {access} fault at {addr:#x} found no frame",
-                              gfp=GFP.HIGHUSER_MOVABLE)
+                              gfp=GFP.HIGHUSER_MOVABLE,
+                              report=None if machine is None else machine.show_mem)
         if rc == FAULT_HOST:
             raise HostError(ENOMEM, f"pid {self.pid}: the host refuses to map {addr:#x}")
         return self.check_rc(rc)

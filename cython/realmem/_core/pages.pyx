@@ -272,7 +272,7 @@ cdef class PageAllocator(MachineCore):
         """
         import numpy
 
-        cdef uint64_t[::1] pfns
+        cdef const uint64_t[::1] pfns
         cdef uint64_t i
         self.alive()
         if isinstance(pages, PageArray):
@@ -312,6 +312,7 @@ cdef class PageAllocator(MachineCore):
                     f"bad pointer: {page_or_addr:#x} is not the address of a page here")
         else:
             addr = as_int(page_or_addr, "page_or_addr")
+            self.alive()                # again: __index__ may have closed the machine
         if addr == 0:
             return NULL
         if unlikely(addr & (PAGE_SIZE - 1)
@@ -403,7 +404,7 @@ cdef class PageAllocator(MachineCore):
         cdef int64_t at = as_int(addr, "addr")
         cdef int64_t length = as_int(size, "size")
         cdef uint64_t offset
-        self.alive()
+        self.usable()
         offset = <uint64_t>at - self.m.direct_map
         if length <= 0:
             raise ValueError(f"size must be positive: {size}")
@@ -437,7 +438,7 @@ cdef class Frames:
     cdef Py_ssize_t shape[1]
     cdef Py_ssize_t strides[1]
 
-    def __cinit__(self, PageAllocator allocator, uint64_t addr, Py_ssize_t size):
+    def __cinit__(self, PageAllocator allocator not None, uint64_t addr, Py_ssize_t size):
         self.allocator = allocator
         self.addr = addr
         self.shape[0] = size
@@ -467,6 +468,9 @@ cdef class Frames:
 cdef class Page:
     """A frame, or the first frame of a block: what struct page says of it now."""
 
+    def __init__(self):
+        raise TypeError("a Page comes from a machine: alloc_pages(), pfn_to_page()")
+
     @property
     def pfn(self):
         """Page frame number."""
@@ -480,7 +484,7 @@ cdef class Page:
     @property
     def address(self):
         """Kernel logical address."""
-        self.allocator.alive()
+        self.raw()
         return pfn_address(self.allocator.m, self._pfn)
 
     @property
@@ -529,7 +533,7 @@ cdef class Page:
     @property
     def owner(self):
         """Where it was allocated, as text; None unless the machine tracks owners."""
-        self.allocator.alive()
+        self.raw()
         if self.allocator.traces is None:
             return None
         return self.allocator.traces.get(self._pfn)
@@ -537,7 +541,7 @@ cdef class Page:
     @property
     def mappings(self):
         """The mappings of it: a list of (pid, address)."""
-        self.allocator.alive()
+        self.raw()
         return self.machine().mappings_of(self._pfn)
 
     def get(self):
@@ -555,14 +559,16 @@ cdef class Page:
         :raises AllocatorError: the page is free.
         """
         cdef page* p = self.referenced()
-        if p.counts.c.refcount == 1:
+        if p.counts.c.refcount == 1 or p.counts.c.mapcount >= 0:
             self.allocator.check_free(page_to_pfn(self.allocator.m, p), p.kind.h.order)
-            if self.allocator.traces is not None:
+            if self.allocator.traces is not None and p.counts.c.refcount == 1:
                 self.allocator.traces.pop(page_to_pfn(self.allocator.m, p), None)
         put_page(self.allocator.m, p)
 
     cdef page* raw(self) except NULL:
-        self.allocator.alive()
+        if unlikely(self.allocator is None):
+            raise ValueError("this Page is of no machine")
+        self.allocator.usable()
         return pfn_to_page(self.allocator.m, self._pfn)
 
     # A page keeps the memory, not the Machine that nobody holds any more.
@@ -598,8 +604,11 @@ cdef class PageArray:
     """
     Single pages that were allocated together: a sequence of Page objects.
 
-    :ivar pfns: their frame numbers, a uint64 array.
+    :ivar pfns: their frame numbers, a uint64 array that cannot be written.
     """
+
+    def __init__(self):
+        raise TypeError("a PageArray comes from a machine: alloc_pages_bulk()")
 
     def __len__(self):
         return len(self.pfns)
@@ -632,6 +641,7 @@ cdef inline Page new_page(PageAllocator allocator, uint64_t pfn):
 cdef PageArray new_page_array(PageAllocator allocator, pfns):
     cdef PageArray self = PageArray.__new__(PageArray)
     self.allocator = allocator
+    pfns.setflags(write=False)          # what is freed by it was allocated by it
     self.pfns = pfns
     return self
 

@@ -36,8 +36,9 @@ cdef int free_check(const machine* m, uint64_t pfn, unsigned int order) noexcept
     if likely(state == PAGE_ALLOCATED):
         if unlikely(p.kind.h.order != order):
             return FREE_WRONG_ORDER
-        if unlikely(p.counts.c.refcount == 1 and (p.counts.c.mapcount != -1
-                    or p.flags & PAGE_FLAGS_CHECK_AT_FREE)):
+        # A mapping holds a reference of its own, which is not the caller's to drop.
+        if unlikely((p.counts.c.mapcount >= 0 and p.counts.c.refcount <= p.counts.c.mapcount + 1)
+                    or (p.counts.c.refcount == 1 and p.flags & PAGE_FLAGS_CHECK_AT_FREE)):
             return FREE_MAPPED
         return FREE_OK
     if state == PAGE_RESERVED or state == PAGE_BAD:

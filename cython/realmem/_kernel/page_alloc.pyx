@@ -150,7 +150,7 @@ cdef inline page* rmqueue_fast(machine* m, cpu_area* area, zone* z, int highest,
         pcp.free_count >>= 1
     else:
         spin_lock(&z.lock)
-        p = rmqueue_locked(z, order, migratetype, ALLOC_WMARK_LOW)
+        p = rmqueue_locked(z, order, migratetype, ALLOC_WMARK_LOW | nofragment_flag(z))
         spin_unlock(&z.lock)
         if unlikely(p == NULL):
             return NULL
@@ -179,7 +179,7 @@ cdef page* alloc_pages_general(machine* m, cpu_area* area, zone** zonelist, int 
     if zonelist[0] == NULL:
         return NULL
     p = get_page_from_freelist(m, area, zonelist, highest, gfp, order,
-                               ALLOC_WMARK_LOW | nofragment_flag(m, zonelist))
+                               ALLOC_WMARK_LOW | nofragment_flag(zonelist[0]))
     if p == NULL:
         p = alloc_pages_slowpath(m, area, zonelist, highest, gfp, order)
     return p
@@ -238,8 +238,7 @@ cdef inline bint zone_allows(zone* z, unsigned int order, int highest,
 
 # On a node with DMA32 below Normal, keep Normal's pageblocks clean as long as another
 # zone can serve.  Compare alloc_flags_nofragment().
-cdef inline unsigned int nofragment_flag(const machine* m, zone** zonelist) noexcept nogil:
-    cdef zone* z = zonelist[0]
+cdef inline unsigned int nofragment_flag(const zone* z) noexcept nogil:
     if z.kind != ZONE_NORMAL or (z - 1).managed_pages == 0:
         return 0
     return ALLOC_NOFRAGMENT
@@ -344,7 +343,7 @@ cdef page* alloc_pages_slowpath(machine* m, cpu_area* area, zone** zonelist, int
     cdef page* p
     if gfp & GFP_KSWAPD_RECLAIM:
         area.events[KSWAPD_WAKE] += 1
-        alloc_flags |= nofragment_flag(m, zonelist)
+        alloc_flags |= nofragment_flag(zonelist[0])
     p = get_page_from_freelist(m, area, zonelist, highest, gfp, order, alloc_flags)
     if p != NULL:
         return p

@@ -27,6 +27,13 @@ cdef enum:
 cdef page* rmqueue_locked(zone* z, unsigned int order, int migratetype,
                           unsigned int alloc_flags) noexcept nogil
 
+# Take what up to 2**most calls of rmqueue_locked() would have given one after the other, as
+# long as they would have come from the same free block, which then is cut only once.
+# Preconditions: z.lock held; order + most <= MAX_PAGE_ORDER; no ALLOC_HIGHATOMIC.
+# Returns: the first page, the run's order in order_ret; or NULL.
+cdef page* rmqueue_run_locked(zone* z, unsigned int order, unsigned int most, int migratetype,
+                              unsigned int alloc_flags, unsigned int* order_ret) noexcept nogil
+
 # Put a block back and merge it with its free buddies.
 # Mirrors: __free_one_page().
 # Preconditions: z.lock held; p heads 2**order pages of z that are on no list.

@@ -37,6 +37,20 @@ cdef page* rmqueue_locked(zone* z, unsigned int order, int migratetype,
     return p
 
 
+# The smallest block that fits has nothing smaller beside it: what is left of it after a first
+# block was cut off goes out next, in order of addresses, until all of it is gone.
+cdef page* rmqueue_run_locked(zone* z, unsigned int order, unsigned int most, int migratetype,
+                              unsigned int alloc_flags, unsigned int* order_ret) noexcept nogil:
+    cdef uint32_t mask
+    settle_locked(z)
+    mask = z.area_mask[migratetype] >> order
+    order_ret[0] = order
+    if unlikely(mask == 0):
+        return rmqueue_locked(z, order, migratetype, alloc_flags)
+    order_ret[0] += min(most, ctz(mask))
+    return rmqueue_smallest(z, order_ret[0], migratetype)
+
+
 cdef inline page* rmqueue_smallest(zone* z, unsigned int order, int migratetype) noexcept nogil:
     cdef uint32_t mask = z.area_mask[migratetype] >> order
     cdef unsigned int found

@@ -7,19 +7,19 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from realmem._kernel.buddy cimport (
-    ALLOC_HIGHATOMIC, ALLOC_NON_BLOCK, ALLOC_OOM, free_one_page_locked, rmqueue_locked,
+    ALLOC_HIGHATOMIC, ALLOC_NON_BLOCK, ALLOC_OOM, free_one_page_locked, rmqueue_run_locked,
     zone_watermark_ok,
 )
-from realmem.compiler cimport peek64, spin_lock, spin_unlock
+from realmem.compiler cimport fls, peek64, spin_lock, spin_unlock
 from realmem.linux cimport (
     MADV_DONTFORK, MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, madvise, mmap,
     munmap,
 )
 from realmem.types cimport (
-    NO_REQUEST, NR_PAGE_ORDERS, NR_PCP_LISTS, NR_VM_EVENT_ITEMS, NR_VM_NUMA_EVENT_ITEMS,
-    NUMA_HIT, NUMA_LOCAL, NUMA_OTHER, PAGE_ALLOC_COSTLY_ORDER, PAGE_PCP, PAGE_TAIL,
-    PAGEBLOCK_ORDER, PCPF_PREV_FREE_HIGH_ORDER, WMARK_HIGH, ZONE_BELOW_HIGH, ZONE_MOVABLE,
-    cpu_area, list_add_tail, list_del, list_empty, list_head, list_init, lru_to_page, machine,
+    MAX_PAGE_ORDER, NO_REQUEST, NR_PAGE_ORDERS, NR_PCP_LISTS, NR_VM_EVENT_ITEMS,
+    NR_VM_NUMA_EVENT_ITEMS, NUMA_HIT, NUMA_LOCAL, NUMA_OTHER, PAGE_ALLOC_COSTLY_ORDER, PAGE_PCP,
+    PAGE_TAIL, PAGEBLOCK_ORDER, PCPF_PREV_FREE_HIGH_ORDER, WMARK_HIGH, ZONE_BELOW_HIGH,
+    ZONE_MOVABLE, cpu_area, list_del, list_empty, list_head, list_init, lru_to_page, machine,
     page, page_to_pfn, per_cpu_pages, zone,
 )
 
@@ -46,20 +46,32 @@ cdef page* rmqueue_pcplist(cpu_area* area, zone* z, unsigned int order, int migr
 # returns how many.
 cdef int rmqueue_bulk(zone* z, unsigned int order, int count, list_head* head, int migratetype,
                       unsigned int alloc_flags) noexcept nogil:
-    cdef int i = 0
+    cdef uint32_t word = PAGE_PCP | order << 8 | <uint32_t>migratetype << 16
+    cdef list_head* last = head.prev
+    cdef int left = count
+    cdef unsigned int run_order
     cdef page* p
+    cdef page* end
     # These lists serve everybody: no page of the high-atomic reserve may come here.
     alloc_flags &= ~<unsigned int>(ALLOC_HIGHATOMIC | ALLOC_NON_BLOCK | ALLOC_OOM)
     spin_lock(&z.lock)
-    while i < count:
-        p = rmqueue_locked(z, order, migratetype, alloc_flags)
+    while left > 0:
+        p = rmqueue_run_locked(z, order, min(fls(left), MAX_PAGE_ORDER - order), migratetype,
+                               alloc_flags, &run_order)
         if p == NULL:
             break
-        p.kind.word = PAGE_PCP | order << 8 | <uint32_t>migratetype << 16
-        list_add_tail(&p.lru, head)
-        i += 1
+        left -= 1 << (run_order - order)
+        end = p + (<uint64_t>1 << run_order)
+        while p < end:
+            p.kind.word = word
+            p.lru.prev = last
+            last.next = &p.lru
+            last = &p.lru
+            p += <uint64_t>1 << order
+    last.next = head
+    head.prev = last
     spin_unlock(&z.lock)
-    return i
+    return count - left
 
 
 # Blocks to fetch at a refill: the zone's batch, doubled as long as a thread allocates

@@ -27,7 +27,7 @@ _LAZY = {
     "Machine": "realmem.machine",
     "Node": "realmem.node",
     "NodeSpec": "realmem.node",
-    "Page": "realmem._core.pages",
+    "Page": "realmem._core.frames",
     "Process": "realmem.process",
     "Zone": "realmem.node",
 }

@@ -74,6 +74,26 @@ GFP_HIGHUSER_MOVABLE = GFP.HIGHUSER_MOVABLE
 GFP_TRANSHUGE_LIGHT = GFP.TRANSHUGE_LIGHT
 GFP_TRANSHUGE = GFP.TRANSHUGE
 
+# The combinations that reports name, those with the most flags first.
+_COMBINATIONS = (
+    "TRANSHUGE", "TRANSHUGE_LIGHT", "HIGHUSER_MOVABLE", "HIGHUSER", "USER", "KERNEL_ACCOUNT",
+    "KERNEL", "NOFS", "ATOMIC", "NOIO", "NOWAIT", "DMA", "DMA32",
+)  # fmt: skip
+
+
+def describe_gfp(gfp: int) -> str:
+    """Name a set of GFP flags the way the kernel's reports do (%pGg)."""
+    names = []
+    left = int(gfp)
+    for name in _COMBINATIONS:
+        flags = int(GFP[name])
+        if left & flags == flags:
+            names.append(f"GFP_{name}")
+            left &= ~flags
+    names += [f"__GFP_{flag.name}" for flag in GFP if flag & left and flag & (flag - 1) == 0]
+    return "|".join(names) or "0"
+
+
 PROT_NONE = 0
 PROT_READ = 1
 PROT_WRITE = 2

@@ -15,7 +15,7 @@ from realmem.node import Node, NodeSpec, ResolvedNode, Zone, cpu_map, resolve
 from realmem.zonelist import build_zonelists, fallback_orders
 
 if TYPE_CHECKING:
-    from realmem._core.pages import Page, PageArray
+    from realmem._core.frames import Page, PageArray
     from realmem.pool import Pool
     from realmem.process import Process, ProcessTable
 

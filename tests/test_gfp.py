@@ -86,6 +86,6 @@ def test_thisnode_fails_rather_than_go_remote(machine):
     ],
 )
 def test_flags_are_named_as_the_kernel_names_them(gfp, name):
-    from realmem._core.pages import describe_gfp
+    from realmem.layout import describe_gfp
 
     assert describe_gfp(gfp) == name

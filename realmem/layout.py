@@ -60,6 +60,24 @@ class GFP(IntFlag):
     TRANSHUGE = TRANSHUGE_LIGHT | DIRECT_RECLAIM
 
 
+class SLAB(IntFlag):
+    """Flags of a slab cache (include/linux/slab.h)."""
+
+    CONSISTENCY_CHECKS = 1 << 0
+    RED_ZONE = 1 << 1
+    POISON = 1 << 2
+    KMALLOC = 1 << 3
+    HWCACHE_ALIGN = 1 << 4
+    CACHE_DMA = 1 << 5
+    CACHE_DMA32 = 1 << 6
+    STORE_USER = 1 << 7
+    PANIC = 1 << 8
+    TYPESAFE_BY_RCU = 1 << 9
+    ACCOUNT = 1 << 10
+    RECLAIM_ACCOUNT = 1 << 11
+    NO_MERGE = 1 << 12
+
+
 GFP_ATOMIC = GFP.ATOMIC
 GFP_KERNEL = GFP.KERNEL
 GFP_KERNEL_ACCOUNT = GFP.KERNEL_ACCOUNT
@@ -167,6 +185,7 @@ __all__ = [
     "GFP",
     "PAGE_SHIFT",
     "PAGE_SIZE",
+    "SLAB",
     "get_order",
     *[name for name in list(globals()) if re.match(r"(GFP|PROT|MAP|SEGV)_", name)],
 ]

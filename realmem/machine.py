@@ -16,6 +16,7 @@ from realmem.zonelist import build_zonelists, fallback_orders
 
 if TYPE_CHECKING:
     from realmem._core.frames import Page, PageArray
+    from realmem._core.quicklists import Quicklists
     from realmem.pool import Pool
     from realmem.process import Process, ProcessTable
 
@@ -214,6 +215,14 @@ class Machine:
 
         self._allocator.check_alive()
         return VmStat(self)
+
+    @property
+    def quicklists(self) -> Quicklists:
+        """The per-CPU lists of zeroed pages that feed page tables."""
+        from realmem._core.quicklists import Quicklists
+
+        self._allocator.check_alive()
+        return Quicklists(self._allocator)
 
     @property
     def procfs(self) -> Any:

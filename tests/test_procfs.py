@@ -206,6 +206,7 @@ def test_meminfo(machine):
         "Committed_AS",
         "CommitLimit",
         "PageTables",
+        "Quicklists",
     } <= set(figures)
     assert sum(figures[name] for name in figures if name.startswith("DirectMap")) == 72 << 10
 

@@ -135,11 +135,13 @@ cdef enum:
     PG_tail = 15                # of a compound page; compound_head is valid
     PG_zero = 16                # the shared zero page
     PG_poisoned = 17            # free, and holds PAGE_POISON
-    NR_PAGEFLAGS = 18
+    PG_quicklist = 18           # allocated, and on a quicklist: all zero but its first word
+    NR_PAGEFLAGS = 19
     PAGE_ZONE_SHIFT = 48
-    # None of locked lru active slab reserved unevictable mlocked table tail zero on a page
-    # that is being freed.
-    PAGE_FLAGS_CHECK_AT_FREE = 0x19DD1
+    # None of locked lru active slab reserved unevictable mlocked table tail zero quicklist on a
+    # page that is being freed.
+    PAGE_FLAGS_CHECK_AT_FREE = 0x59DD1
+    PAGE_POISON = 0xAA          # include/linux/poison.h
 
 cdef struct page_ref:
     int32_t refcount
@@ -278,6 +280,12 @@ cdef enum:
 cdef extern from *:
     const uint64_t NO_REQUEST "UINT64_MAX"
 
+# Zeroed pages for page tables, linked through their first words.
+cdef struct quicklist:
+    uint64_t* page              # direct-map address of the last one that came; NULL when empty
+    int32_t nr_pages
+    int32_t nid                 # every page's node
+
 # Per-thread data.  Only its thread touches it between busy = 1 and busy = 0; another
 # thread that wants in sets `stolen`, makes every thread pass a barrier (membarrier),
 # waits for busy == 0 and takes `lock`; while stolen is set the owner takes `lock` too.
@@ -299,6 +307,7 @@ cdef struct cpu_area:
     per_cpu_pages* pcp          # machine.nr_zones of them, behind this structure
     alloc_memo allocs[11]       # by order
     free_memo frees[11]
+    quicklist quick
 
 cdef struct node:
     int32_t nid

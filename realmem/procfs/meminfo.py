@@ -83,7 +83,7 @@ def machine_meminfo(machine: Any) -> str:
         "Mapped": gauges["nr_mapped"] << KB_SHIFT,
         "Shmem": gauges["nr_shmem"] << KB_SHIFT,
         **_slab_figures(gauges),
-        **_kernel_figures(gauges),
+        **_kernel_figures(gauges, machine.quicklists.pages),
         # Half of memory and all swap, as with vm.overcommit_ratio 50.
         "CommitLimit": (total * 50 // 100) << KB_SHIFT,
         "Committed_AS": _committed(machine) >> 10,
@@ -148,10 +148,12 @@ def _lru_figures(gauges: Mapping[str, int]) -> dict[str, int]:
     }
 
 
-def _kernel_figures(gauges: Mapping[str, int]) -> dict[str, int]:
+def _kernel_figures(gauges: Mapping[str, int], quicklists: int | None = None) -> dict[str, int]:
+    lists = {} if quicklists is None else {"Quicklists": quicklists << KB_SHIFT}
     return {
         "KernelStack": gauges["nr_kernel_stack"],
         "PageTables": gauges["nr_page_table_pages"] << KB_SHIFT,
+        **lists,        # Linux's line until 5.2
         "SecPageTables": 0,
         "NFS_Unstable": 0,
         "Bounce": 0,

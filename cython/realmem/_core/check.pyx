@@ -32,6 +32,9 @@ MESSAGES = (
     "managed {expected} pages, found {found}",
     "pfn {pfn}: reserved, but not of the struct page array",
     "pfn {pfn}: free as migratetype {expected} in a pageblock of {found}",
+    "pfn {pfn}: on a quicklist, but not as such or on another node",
+    "a quicklist's count says {found}, there are {expected}",
+    "pfn {pfn}: a page table on a quicklist is not zero",
 )
 
 

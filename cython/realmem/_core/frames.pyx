@@ -29,7 +29,7 @@ from realmem.layout import MIGRATE_NAMES
 FLAG_NAMES = (
     "locked", "referenced", "uptodate", "dirty", "lru", "head", "active", "slab", "reserved",
     "swapbacked", "unevictable", "mlocked", "table", "anon", "anon_exclusive", "tail", "zero",
-    "poisoned",
+    "poisoned", "quicklist",
 )
 
 

@@ -15,11 +15,16 @@ from realmem._kernel.pgtable cimport (
     clear_pte_locked, free_pgtables_locked, next_table_locked, pgd_free, pte_alloc_locked,
     pte_offset_locked, table_of, walk_step,
 )
+from realmem._kernel.quicklist cimport quicklist_trim
 from realmem._kernel.tlb cimport (
     scratch_flush_locked, tlb_flush_locked, tlb_flush_window_locked, tlb_wrprotect_locked,
 )
 from realmem._kernel.vmaindex cimport vma_splice_locked
 from realmem.types cimport PAGE_SHIFT, PAGE_SIZE, pfn_address, pfn_to_page
+
+cdef enum:
+    PGT_CACHE_MIN = 25          # pages that a quicklist keeps after a teardown, at least
+    PGT_CACHE_STEP = 16         # and gives back at most
 
 
 # Lock an address space that may have ended since Python looked.
@@ -44,6 +49,8 @@ cdef int mm_splice(mm_struct* mm, uint64_t id, int64_t at, int64_t removed,
         tlb_flush_locked(mm, start, end)
         zap_range_locked(mm, start, end)
         free_pgtables_locked(mm, start, end)
+        # Compare mm/mmu_gather.c:tlb_finish_mmu() => check_pgt_cache() of those days.
+        quicklist_trim(mm.mmu.m, PGT_CACHE_MIN, PGT_CACHE_STEP)
     mutex_unlock(&mm.lock)
     return rc
 
@@ -144,6 +151,7 @@ cdef int mm_exit(mm_struct* mm, uint64_t id) noexcept nogil:
     zap_range_locked(mm, 0, <uint64_t>TASK_SIZE)
     free_pgtables_locked(mm, 0, <uint64_t>TASK_SIZE)
     pgd_free(mm)
+    quicklist_trim(mm.mmu.m, PGT_CACHE_MIN, PGT_CACHE_STEP)
     mm.state = MM_DEAD
     mm.mmu = NULL
     mutex_unlock(&mm.lock)

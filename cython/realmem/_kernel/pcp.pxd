@@ -29,8 +29,12 @@ cdef page* rmqueue_pcplist(cpu_area* area, zone* z, unsigned int order, int migr
 # zone is short.
 cdef void shrink_pcp(per_cpu_pages* pcp, zone* z, unsigned int order, int pindex) noexcept nogil
 
-# Give everything back; returns pages moved.
+# Give everything back, the quicklist included; returns pages moved.
 cdef int64_t drain_area(machine* m, cpu_area* area) noexcept nogil
+
+# Give up to `count` pages of the quicklist back to their zones; returns how many.
+# Preconditions: the caller is inside this area, or has stolen it.
+cdef int64_t drain_quicklist(machine* m, cpu_area* area, int64_t count) noexcept nogil
 
 # pgalloc and the NUMA counters of one list, added to counts_ret[0] and counts_ret[1..6].
 cdef void add_pcp_events(const per_cpu_pages* pcp, uint64_t* counts_ret) noexcept nogil

@@ -16,11 +16,13 @@ from realmem.linux cimport (
     munmap,
 )
 from realmem.types cimport (
-    MAX_PAGE_ORDER, NO_REQUEST, NR_PAGE_ORDERS, NR_PCP_LISTS, NR_VM_EVENT_ITEMS,
-    NR_VM_NUMA_EVENT_ITEMS, NUMA_HIT, NUMA_LOCAL, NUMA_OTHER, PAGE_ALLOC_COSTLY_ORDER, PAGE_PCP,
-    PAGE_TAIL, PAGEBLOCK_ORDER, PCPF_PREV_FREE_HIGH_ORDER, WMARK_HIGH, ZONE_BELOW_HIGH,
-    ZONE_MOVABLE, cpu_area, list_del, list_empty, list_head, list_init, lru_to_page, machine,
-    page, page_to_pfn, per_cpu_pages, zone,
+    COUNTS_FREE, MACHINE_POISON, MAX_PAGE_ORDER, NO_REQUEST, NR_PAGE_ORDERS, NR_PCP_LISTS,
+    NR_VM_EVENT_ITEMS, NR_VM_NUMA_EVENT_ITEMS, NUMA_HIT, NUMA_LOCAL, NUMA_OTHER,
+    PAGE_ALLOC_COSTLY_ORDER, PAGE_PCP, PAGE_POISON, PAGE_SHIFT, PAGE_SIZE, PAGE_TAIL,
+    PAGEBLOCK_ORDER, PCPF_PREV_FREE_HIGH_ORDER, PGFREE, PG_poisoned, PG_quicklist, WMARK_HIGH,
+    ZONE_BELOW_HIGH, ZONE_MOVABLE, cpu_area, list_del, list_empty, list_head, list_init,
+    lru_to_page, machine, page, page_to_pfn, page_zone, per_cpu_pages, pfn_to_page, quicklist,
+    zone,
 )
 
 
@@ -181,12 +183,41 @@ cdef void free_pcppages_bulk(zone* z, per_cpu_pages* pcp, int count, int pindex)
 
 # Preconditions: nobody else is in this area.
 cdef int64_t drain_area(machine* m, cpu_area* area) noexcept nogil:
-    cdef int64_t moved = 0
+    cdef int64_t moved = drain_quicklist(m, area, area.quick.nr_pages)
     cdef int i
     for i in range(m.nr_zones):
         if area.pcp[i].count > 0:
             moved += area.pcp[i].count
             free_pcppages_bulk(m.zones + i, area.pcp + i, area.pcp[i].count, 0)
+    return moved
+
+
+cdef int64_t drain_quicklist(machine* m, cpu_area* area, int64_t count) noexcept nogil:
+    cdef quicklist* q = &area.quick
+    cdef int64_t moved = 0
+    cdef uint64_t* at
+    cdef uint64_t pfn
+    cdef page* p
+    cdef zone* z
+    while moved < count and q.page != NULL:
+        at = q.page
+        q.page = <uint64_t*>at[0]
+        q.nr_pages -= 1
+        moved += 1
+        pfn = (<uint64_t>at - m.direct_map) >> PAGE_SHIFT
+        p = pfn_to_page(m, pfn)
+        z = page_zone(m, p)
+        p.flags &= ~(<uint64_t>1 << PG_quicklist)
+        if m.options & MACHINE_POISON:
+            memset(at, PAGE_POISON, PAGE_SIZE)
+            p.flags |= <uint64_t>1 << PG_poisoned
+        p.counts.word = COUNTS_FREE
+        p.kind.word = PAGE_TAIL
+        spin_lock(&z.lock)
+        free_one_page_locked(z, p, pfn, 0, z.pageblock[(pfn >> PAGEBLOCK_ORDER)
+                                                       - z.pageblock_start], False)
+        spin_unlock(&z.lock)
+    area.events[PGFREE] += <uint64_t>moved
     return moved
 
 
@@ -210,6 +241,8 @@ cdef void area_reset(machine* m, cpu_area* area) noexcept nogil:
     cdef int j
     area.atomic_depth = 0       # contexts end with their machine
     area.fast = NULL
+    area.quick.page = NULL
+    area.quick.nr_pages = 0
     forget_memos(area)
     for i in range(NR_VM_EVENT_ITEMS):
         area.events[i] = 0

@@ -1,10 +1,11 @@
 # cython: language_level=3, cdivision=True, boundscheck=False, wraparound=False
 # cython: initializedcheck=False, nonecheck=False, profile=False, linetrace=False
 # Page tables.  A table page counts its used entries in page.private, so that an empty one is
-# found without reading it; its frames are the buddy allocator's, PG_table.
+# found without reading it; its frames are the buddy allocator's, PG_table, and come and go by
+# the quicklists.
 from libc.errno cimport ENOMEM
 from libc.stdint cimport uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from realmem._kernel.mm_types cimport (
     PAGE_OFFSET_PGD, PGDIR_SHIFT, PMD_SHIFT, PTE_ACCESSED, PTE_DIRTY, PTE_GLOBAL,
@@ -13,6 +14,7 @@ from realmem._kernel.mm_types cimport (
 )
 from realmem._kernel.page_alloc cimport alloc_pages_node
 from realmem._kernel.page_free cimport free_pages
+from realmem._kernel.quicklist cimport quicklist_alloc, quicklist_free
 from realmem.compiler cimport VM_BUG_ON, likely, unlikely
 from realmem.types cimport (
     GFP_ACCOUNT, GFP_KERNEL, GFP_ZERO, PAGE_SHIFT, PG_table, PG_zero, page, page_to_pfn,
@@ -23,18 +25,36 @@ from realmem.types cimport (
 # ---- table frames -----------------------------------------------------------
 
 cdef page* table_alloc(mmu* u) noexcept nogil:
-    cdef page* p = alloc_pages_node(u.m, -1, GFP_KERNEL | GFP_ZERO | GFP_ACCOUNT, 0)
+    cdef page* p = quicklist_alloc(u.m, GFP_KERNEL | GFP_ACCOUNT)
     if likely(p != NULL):
         p.flags |= <uint64_t>1 << PG_table
         p.private = 0
     return p
 
 
+# Free a table whose entries are all zero again.
 cdef void table_free(mmu* u, uint64_t pfn) noexcept nogil:
+    cdef page* p = pfn_to_page(u.m, pfn)
+    VM_BUG_ON(not table_is_empty(table_at(u, pfn)), "a page table is freed with entries in it")
+    p.flags &= ~(<uint64_t>1 << PG_table)
+    p.private = 0
+    quicklist_free(u.m, p)
+
+
+# Free one with entries, past the quicklists.
+cdef void table_discard(mmu* u, uint64_t pfn) noexcept nogil:
     cdef page* p = pfn_to_page(u.m, pfn)
     p.flags &= ~(<uint64_t>1 << PG_table)
     p.private = 0
     free_pages(u.m, p, 0)
+
+
+cdef bint table_is_empty(const uint64_t* table) noexcept nogil:
+    cdef int i
+    for i in range(PTRS_PER_TABLE):
+        if table[i] != 0:
+            return False
+    return True
 
 
 cdef inline uint64_t* table_at(mmu* u, uint64_t pfn) noexcept nogil:
@@ -113,9 +133,9 @@ cdef void mmu_exit(mmu* u) noexcept nogil:
         pud = table_at(u, pte_pfn(pgd[i]))
         for j in range(PTRS_PER_TABLE):
             if pud[j] != 0:
-                table_free(u, pte_pfn(pud[j]))
-        table_free(u, pte_pfn(pgd[i]))
-    table_free(u, u.kernel_pgd_pfn)
+                table_discard(u, pte_pfn(pud[j]))
+        table_discard(u, pte_pfn(pgd[i]))
+    table_discard(u, u.kernel_pgd_pfn)
     zero.flags &= ~(<uint64_t>1 << PG_zero)
     free_pages(u.m, zero, 0)
     u.ready = 0
@@ -134,6 +154,8 @@ cdef int pgd_alloc(mm_struct* mm) noexcept nogil:
 
 
 cdef void pgd_free(mm_struct* mm) noexcept nogil:
+    memset(table_at(mm.mmu, mm.pgd_pfn) + USER_PGD_PTRS, 0,
+           (PTRS_PER_TABLE - USER_PGD_PTRS) * sizeof(uint64_t))
     table_free(mm.mmu, mm.pgd_pfn)
     mm.pgd_pfn = 0
 

@@ -27,6 +27,9 @@ cdef enum:
     BAD_MANAGED = 19            # managed pages differ from the sum of all places
     BAD_RESERVED = 20           # a reserved frame outside the struct page array
     BAD_PAGEBLOCK = 21          # a free block's list differs from its pageblock's type
+    BAD_QUICKPAGE = 22          # a frame on a quicklist does not say so, or is of another node
+    BAD_QUICKLIST = 23          # a quicklist's count differs from the list, or from the frames
+    BAD_TABLE = 24              # a frame on a quicklist is not zero
 
 cdef struct finding:
     int what                    # VALID or BAD_*
@@ -34,6 +37,7 @@ cdef struct finding:
     uint64_t pfn
     int64_t expected
     int64_t found
+    int64_t quick               # frames seen so far that say they are on a quicklist
 
 # Recount m into ret.  `seen` has m.max_pfn bytes, all zero.
 # Context: not inside an area; stops every user of m while it runs.

@@ -9,11 +9,11 @@ from realmem._kernel.pcp cimport add_pcp_events, order_to_pindex
 from realmem._kernel.percpu cimport freeze_cpu_areas, thaw_cpu_areas
 from realmem.compiler cimport spin_lock, spin_unlock
 from realmem.types cimport (
-    COUNTS_FREE, MIGRATE_HIGHATOMIC, MIGRATE_TYPES, NR_PAGE_ORDERS, NR_PCP_LISTS, NUMA_FOREIGN,
-    NUMA_HIT, NUMA_LOCAL, NUMA_MISS, NUMA_OTHER, PAGE_ALLOCATED, PAGE_BAD, PAGE_BUDDY, PAGE_PCP,
-    PAGE_RESERVED, PAGE_TAIL, PAGE_ZONE_SHIFT, PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER, PG_head,
-    PG_tail, PGFREE, cpu_area, list_head, lru_to_page, machine, node, page, page_to_pfn,
-    pfn_to_page, zone,
+    COUNTS_FREE, COUNTS_NEW, MIGRATE_HIGHATOMIC, MIGRATE_TYPES, NR_PAGE_ORDERS, NR_PCP_LISTS,
+    NUMA_FOREIGN, NUMA_HIT, NUMA_LOCAL, NUMA_MISS, NUMA_OTHER, PAGE_ALLOCATED, PAGE_BAD,
+    PAGE_BUDDY, PAGE_PCP, PAGE_RESERVED, PAGE_SHIFT, PAGE_SIZE, PAGE_TAIL, PAGE_ZONE_SHIFT,
+    PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER, PG_head, PG_quicklist, PG_tail, PGFREE, cpu_area,
+    list_head, lru_to_page, machine, node, page, page_to_pfn, page_zone, pfn_to_page, zone,
 )
 
 
@@ -21,6 +21,7 @@ cdef void validate_machine(machine* m, uint8_t* seen, finding* ret) noexcept nog
     cdef int64_t allocated = 0
     cdef int i
     ret.what = VALID
+    ret.quick = 0
     freeze_cpu_areas(m)
     for i in range(m.nr_zones):
         spin_lock(&m.zones[i].lock)
@@ -28,6 +29,8 @@ cdef void validate_machine(machine* m, uint8_t* seen, finding* ret) noexcept nog
     for i in range(m.nr_zones):
         if ret.what == VALID:
             validate_zone(m, m.zones + i, seen, &allocated, ret)
+    if ret.what == VALID:
+        validate_quicklists(m, ret)
     if ret.what == VALID:
         validate_events(m, allocated, ret)
     for i in range(m.nr_zones):
@@ -205,6 +208,7 @@ cdef bint validate_rest(machine* m, zone* z, uint8_t* seen, int64_t* held, int64
             if not validate_compound(z, p, pfn, ret):
                 return False
             held[0] += <int64_t>step
+            ret.quick += p.flags >> PG_quicklist & 1
         else:
             return report(ret, LOST_FRAME, z, pfn, 0, state)
         pfn += step
@@ -233,6 +237,50 @@ cdef bint validate_highatomic(zone* z, finding* ret) noexcept nogil:
             n += PAGEBLOCK_NR_PAGES
     if n != z.nr_reserved_highatomic:
         return report(ret, BAD_HIGHATOMIC, z, 0, n, z.nr_reserved_highatomic)
+    return True
+
+
+# Each frame of a quicklist says so, and each frame that says so is on one; all are empty.
+cdef void validate_quicklists(machine* m, finding* ret) noexcept nogil:
+    cdef cpu_area* area = m.areas
+    cdef int64_t flagged = ret.quick
+    cdef int64_t listed
+    cdef int64_t total = 0
+    cdef uint64_t* at
+    cdef uint64_t pfn
+    cdef page* p
+    cdef zone* z
+    while area != NULL:
+        at = area.quick.page
+        listed = 0
+        while at != NULL and listed < area.quick.nr_pages:
+            pfn = (<uint64_t>at - m.direct_map) >> PAGE_SHIFT
+            p = pfn_to_page(m, pfn)
+            z = page_zone(m, p)
+            if (not p.flags >> PG_quicklist & 1 or p.kind.h.state != PAGE_ALLOCATED
+                    or p.counts.word != COUNTS_NEW or z.nid != area.quick.nid):
+                report(ret, BAD_QUICKPAGE, z, pfn, 0, 0)
+                return
+            if not is_empty(at):
+                report(ret, BAD_TABLE, z, pfn, 0, 0)
+                return
+            listed += 1
+            at = <uint64_t*>at[0]
+        if at != NULL or listed != area.quick.nr_pages:
+            report(ret, BAD_QUICKLIST, m.zones, 0, listed, area.quick.nr_pages)
+            return
+        total += listed
+        area = area.next
+    if total != flagged:
+        report(ret, BAD_QUICKLIST, m.zones, 0, total, flagged)
+
+
+# Zero all over but for the first word, which links it.
+cdef inline bint is_empty(const uint64_t* at) noexcept nogil:
+    cdef unsigned int i
+    for i in range(1, PAGE_SIZE >> 3):
+        if at[i] != 0:
+            return False
     return True
 
 

@@ -1,0 +1,9 @@
+from realmem._core.machine import MachineCore
+
+NO_LIMIT: int
+
+class Quicklists:
+    def __init__(self, core: MachineCore) -> None: ...
+    @property
+    def pages(self) -> int: ...
+    def trim(self, min_pages: int | None = None, max_free: int | None = None) -> int: ...

@@ -2,12 +2,14 @@
 
 import io
 import json
+import re
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from realmem.bench import registry
+from realmem.bench import compare, registry
 from realmem.bench.registry import Bench
 from realmem.bench.results import PeerResult, Result, Run
 from realmem.cli import bench_view, bench_words, main
@@ -246,3 +248,107 @@ def test_registry_has_what_the_package_has():
         assert registry.get(name).name == name
     with pytest.raises(KeyError):
         registry.get("nothing")
+
+
+def a_run_of_every_bench():
+    """The labels that the real benches use, with figures of the usual lengths."""
+    for pages in ("4K", "2M"):
+        for size in (1 << 14, 1 << 28):
+            yield Result("latency", "load", "ns", (406.0, 404.0), 0, 0,
+                         {"size_bytes": size, "pages": pages, "stride_bytes": 64})
+    for metric in ("read", "triad"):
+        for threads in (1, 2):
+            yield Result("bandwidth", metric, "GB/s", (48.0, 47.3), 0, 0,
+                         {"pages": "4K", "threads": threads, "array_bytes": 1 << 26})
+    for order in (0, 10):
+        yield Result("alloc", "alloc+free", "ns", (7.63, 7.7), 0, 0,
+                     {"order": order, "threads": 1, "pattern": "pair", "state": "fresh"})
+        yield Result("alloc", "alloc_pages_node", "ns", (12410.0, 12447.0), 0, 0,
+                     {"order": order, "first_touch": True})
+    yield Result("alloc", "get_free_pages+free_pages", "ns", (75.9, 76.4), 0, 0,
+                 {"order": 0, "python": True})
+    yield Result("alloc", "alloc_pages_bulk", "ns", (23.1, 23.2), 0, 0,
+                 {"pages": 64, "python": True, "order": 0, "state": "fresh"})
+    for unit, whose in (("ns", ("realmem", "kernel")),
+                        ("ratio", ("realmem/floor", "realmem/kernel"))):
+        for metric in ("anonymous write", "fork, mapped pages", "software first touch"):
+            for pattern in ("in order", "scattered"):
+                for who in whose:
+                    yield Result("fault", metric, unit, (11394.0, 11402.0), 0, 0,
+                                 {"order": 0, "pattern": pattern, "who": who})
+
+
+def words_of(results):
+    """Every word that a label has; a table may wrap between them, never inside."""
+    for result in results:
+        texts = [result.metric, *(v for v in result.params.values() if isinstance(v, str))]
+        yield from (word for text in texts for word in split(text))
+
+
+def split(text):
+    """Give the words of a table."""
+    return re.findall(r"[^\s│┃,;:]+", text)
+
+
+@pytest.mark.parametrize("width", [60, 80])
+@pytest.mark.parametrize("name", ["latency", "bandwidth", "alloc", "fault"])
+def test_no_word_of_a_bench_is_broken(name, width):
+    results = [result for result in a_run_of_every_bench() if result.bench == name]
+    console = Console(file=io.StringIO(), width=width)
+    bench_view.show_bench(console, registry.get(name).title, results)
+    text = console.file.getvalue()
+    assert max(map(len, text.splitlines())) <= width
+    said = set(split(text))
+    assert {*words_of(results), "0>0"} <= said
+    for result in results:
+        assert bench_words.number(result.min) in said
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_no_word_of_a_comparison_is_broken(width):
+    results = tuple(a_run_of_every_bench())
+    slower = tuple(replace(r, samples=tuple(9 * s for s in r.samples)) for r in results)
+    console = Console(file=io.StringIO(), width=width)
+    bench_view.show_comparison(console, compare(Run({}, results=results), Run({}, results=slower)))
+    bench_view.show_peers(console, [
+        PeerResult("bandwidth", "multichase", "anonymous", "GB/s", (1.0, 2.0), (2.0, 2.0)),
+        PeerResult("alloc", "LLFree", "alloc+free", "ns", params={"pattern": "scattered"}),
+    ])
+    text = console.file.getvalue()
+    assert max(map(len, text.splitlines())) <= width
+    said = set(split(text))
+    assert {*words_of(results), "9.00", "multichase", "anonymous", "scattered"} <= said
+
+
+def test_help_names_every_bench():
+    text = CliRunner().invoke(main, ["bench", "--help"]).output
+    for name in registry.names():
+        assert re.search(rf"^  {name} +{re.escape(registry.get(name).title)}$", text, re.M)
+
+
+def test_a_file_that_cannot_be_made_is_refused_before_anything_runs(monkeypatch, tmp_path):
+    monkeypatch.setattr("realmem.bench.run", lambda *args, **more: pytest.fail("it ran"))
+    for path in ("/proc/realmem.json", "/sys/realmem.json", "/proc/version"):
+        done = CliRunner().invoke(main, ["bench", "--json", path])
+        assert (done.exit_code, done.stdout) == (2, "")
+        assert done.stderr.startswith(f"realmem: Invalid value for '--json': {path}: ")
+        assert done.stderr.count("\n") == 1
+
+
+def test_a_refused_call_leaves_no_file_and_keeps_what_was_there(toy, tmp_path):
+    old = tmp_path / "old.json"
+    old.write_text("kept")
+    for path in (old, tmp_path / "new.json"):
+        assert call("--json", str(path), "--compare", str(old)).exit_code == 2
+    assert old.read_text() == "kept"
+    assert [path.name for path in tmp_path.iterdir()] == ["old.json"]
+
+
+def test_the_samples_are_kept_where_nobody_reads_the_tables(toy, tmp_path, monkeypatch):
+    def gone(*args):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(bench_view, "show_host", gone)
+    target = tmp_path / "out.json"
+    assert call("toy", "--json", str(target)).exit_code != 0
+    assert len(Run.load(target).results) == 4

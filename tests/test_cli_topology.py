@@ -76,16 +76,41 @@ def test_bad_usage_is_one_line_on_stderr(python: Any) -> None:
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
 
 
-def test_a_closed_pipe_is_quiet(python: Any) -> None:
-    done = python("""
+@pytest.mark.parametrize("words", [["topology", "--json"], ["topology"], ["bench", "--help"]])
+def test_a_closed_pipe_is_quiet(python: Any, words: list[str]) -> None:
+    done = python(f"""
 import os, subprocess, sys
 reader, writer = os.pipe()
 os.close(reader)
-done = subprocess.run([sys.executable, "-m", "realmem", "topology", "--json"], stdout=writer,
+done = subprocess.run([sys.executable, "-m", "realmem", *{words!r}], stdout=writer,
                       stderr=subprocess.PIPE)
 print(done.returncode, done.stderr)
 """)
     assert done.stdout == "1 b''\n"
+
+
+@pytest.mark.parametrize("words", ["topology", "topology --json", "--help", "bench --help"])
+@pytest.mark.parametrize("closed", [">&-", ">&- 2>&-", "<&- >&-"])
+def test_a_closed_output_is_one_line(python: Any, words: str, closed: str) -> None:
+    done = python(f"""
+import subprocess, sys
+done = subprocess.run(["sh", "-c", sys.executable + " -m realmem {words} {closed}"],
+                      stdin=subprocess.DEVNULL, capture_output=True)
+print(done.returncode, done.stdout, done.stderr)
+""")
+    said = b"" if "2>&-" in closed else b"realmem: standard output is closed\n"
+    assert done.stdout == f"1 b'' {said}\n"
+
+
+@pytest.mark.parametrize("words", ["topology", "--help"])
+def test_a_full_disk_is_one_line(python: Any, words: str) -> None:
+    done = python(f"""
+import subprocess, sys
+done = subprocess.run([sys.executable, "-m", "realmem", {words!r}], stdout=open("/dev/full", "w"),
+                      stderr=subprocess.PIPE)
+print(done.returncode, done.stderr)
+""")
+    assert done.stdout == "1 b'realmem: No space left on device\\n'\n"
 
 
 def test_help_does_not_load_what_commands_need(python: Any) -> None:

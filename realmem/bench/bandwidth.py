@@ -169,4 +169,4 @@ def _beside_stream(
         )
 
 
-BENCH = Bench("bandwidth", "Bandwidth", run, run_peers)
+BENCH = Bench("bandwidth", "Memory bandwidth", run, run_peers)

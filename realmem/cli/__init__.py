@@ -42,6 +42,8 @@ class Commands(click.Group):
         """Run, and turn what goes wrong into an exit status and one line."""
         options["standalone_mode"] = False
         options.setdefault("prog_name", "realmem")
+        if sys.stdout is None:
+            self._fail("standard output is closed", 1)      # before a long job, not after it
         try:
             status = super().main(args, *more, **options)
             sys.stdout.flush()

@@ -55,12 +55,33 @@ def _earlier_run(ctx: Any, param: Any, path: Path | None) -> Run | None:
 
 def _writable(ctx: Any, param: Any, path: Path | None) -> Path | None:
     """Refuse a file that cannot be made before minutes are spent on what should go into it."""
-    if path is not None and not path.absolute().parent.is_dir():
+    if path is None:
+        return None
+    if not path.absolute().parent.is_dir():
         raise click.BadParameter(f"no such folder: {path.parent}")
+    if path.exists() and not path.is_file():
+        return path                         # a pipe or a device: opening it may do something
+    is_new = not path.exists()
+    try:
+        path.open("ab").close()             # the only sure answer; what is there stays
+        if is_new:
+            path.unlink()
+    except OSError as why:
+        raise click.BadParameter(f"{path}: {why.strerror}") from why
     return path
 
 
-@click.command()
+class BenchCommand(click.Command):
+    """A command whose help also lists the benches."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write each bench's name with its title."""
+        rows = [(name, registry.get(name).title) for name in registry.names()]
+        with formatter.section("Benches"):
+            formatter.write_dl([*rows, ("all", "All of them.")])
+
+
+@click.command(cls=BenchCommand)
 @click.argument("names", nargs=-1, callback=_known_names, metavar="[BENCH|all]...")
 @click.option("--quick", is_flag=True, help="Fewer sizes and samples: well under a minute.")
 @click.option("--pages", callback=_page_kinds, metavar="4K,2M,1G",
@@ -111,14 +132,15 @@ def bench(
             progress=say,
         )
         run = realmem.bench.run(names, options, with_peers=with_peers, on_start=start)
-    _show(console, run, with_peers)
-    if earlier is not None:
-        bench_view.show_comparison(console, realmem.bench.compare(earlier, run))
-    if json_file is not None:
+    if json_file is not None:       # first: whoever reads the tables may leave before their end
         try:
             run.save(json_file)
         except OSError as why:
             raise click.ClickException(f"{json_file}: {why.strerror}") from why
+    _show(console, run, with_peers)
+    if earlier is not None:
+        bench_view.show_comparison(console, realmem.bench.compare(earlier, run))
+    if json_file is not None:
         console.print(f"Every sample is in {json_file}.", highlight=False)
     if run.failures:
         raise click.ClickException(

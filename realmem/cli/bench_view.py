@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
-
-from rich.measure import Measurement
-from rich.table import Table
 
 from realmem.bench.facts import is_busy
 from realmem.bench.stats import median
@@ -22,12 +20,13 @@ from realmem.cli.bench_words import (
     sparkline,
     split_params,
 )
+from realmem.cli.grid import Column, Grid, figures, first_that_fits
 from realmem.layout import format_size
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from realmem.bench.compare import Comparison
+    from realmem.bench.compare import Change, Comparison
     from realmem.bench.results import PeerResult, Result, Run
 
 
@@ -76,13 +75,13 @@ def _print_kind(console: Console, title: str, results: Sequence[Result]) -> None
     """Print figures that share a table; what all of them share stands below it once."""
     varying, shared = split_params([result.params for result in results])
     _print_title(console, f"{title}, {results[0].unit}")
+    facts = [f"{param_name(name)} {param_text(name, value)}" for name, value in shared.items()]
     if len(distinct((result.cpu_node, result.memory_node) for result in results)) > 1:
         _print_matrix(console, results, varying)
-    else:
-        _print_rows(console, results, varying)
+    elif not _print_rows(console, results, varying):
+        facts.insert(0, f"cpu>mem {pair_name(results[0])}")
     _print_sweeps(console, results)
     stamps = distinct(result.stamps for result in results)
-    facts = [f"{param_name(name)} {param_text(name, value)}" for name, value in shared.items()]
     if len(stamps) == 1 and stamps[0]:
         facts.insert(0, f"stamped {', '.join(stamps[0])}")
     if facts:
@@ -92,19 +91,22 @@ def _print_kind(console: Console, title: str, results: Sequence[Result]) -> None
 def _print_lonely(console: Console, title: str, results: Sequence[Result]) -> None:
     """Print figures that have no others of their kind, their parameters in words."""
     _print_title(console, f"{title}: more")
-    table = _table()
-    table.add_column("what", overflow="fold")
-    table.add_column("cpu>mem", no_wrap=True)
-    for name in ("min", "median", "p95"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("unit")
-    for result in results:
-        words = [result.metric, describe(result.params)]
-        if result.stamps:
-            words.append(f"({', '.join(result.stamps)})")
-        table.add_row(" ".join(filter(None, words)), pair_name(result), *_three(result),
-                      result.unit)
-    console.print(table)
+
+    def layout(has_pair: bool) -> Grid:
+        columns = [Column("what", wraps=True), *([Column("cpu>mem")] if has_pair else [])]
+        rows = []
+        for result in results:
+            words = [result.metric, describe(result.params)]
+            if not has_pair:
+                words.append(pair_name(result))
+            if result.stamps:
+                words.append(f"({', '.join(result.stamps)})")
+            labels = [" ".join(filter(None, words)), *([pair_name(result)] if has_pair else [])]
+            rows.append([*labels, *_three(result), result.unit])
+        return Grid([*columns, *figures("min", "median", "p95"), Column("unit")], rows)
+
+    layouts = [partial(layout, True), partial(layout, False)]
+    console.print(first_that_fits(console, layouts)[1].table())
 
 
 def _print_title(console: Console, title: str) -> None:
@@ -113,72 +115,109 @@ def _print_title(console: Console, title: str) -> None:
     console.print(title, style="bold", highlight=False)
 
 
-def _table() -> Table:
-    return Table(pad_edge=False)
-
-
 def _three(result: Result) -> list[str]:
     return [number(value) for value in (result.min, result.median, result.p95)]
 
 
-def _print_rows(console: Console, results: Sequence[Result], varying: Sequence[str]) -> None:
-    """Print one row for each figure, with a bar where there is room."""
-    table = _rows(results, varying, bars(console, results))
-    anywhere = console.options.update(max_width=1000)
-    if Measurement.get(console, anywhere, table).maximum > console.width:
-        table = _rows(results, varying, [])
-    console.print(table)
+def _print_rows(console: Console, results: Sequence[Result], varying: Sequence[str]) -> bool:
+    """
+    Print one row for each figure, with a bar where there is room.
 
-
-def _rows(results: Sequence[Result], varying: Sequence[str], drawn: Sequence[str]) -> Table:
-    table = _table()
+    :return: whether the table shows the pair of nodes, which all figures share, if there is one.
+    """
     stamps = distinct(result.stamps for result in results)
     has_pair = any(pair_name(result) for result in results)
-    has_metrics = _add_labels(table, results, varying)
-    if has_pair:
-        table.add_column("cpu>mem", no_wrap=True)
-    for name in ("min", "median", "p95"):
-        table.add_column(name, justify="right", no_wrap=True)
-    if len(stamps) > 1:
-        table.add_column("stamp", overflow="fold")
-    if drawn:
-        table.add_column("", no_wrap=True)
-    for result, bar in zip(results, drawn or [""] * len(results), strict=True):
-        table.add_row(
-            *_labels(result, varying, has_metrics),
-            *([pair_name(result)] if has_pair else []),
-            *_three(result),
-            *([", ".join(result.stamps)] if len(stamps) > 1 else []),
-            *([bar] if drawn else []),
-        )
-    return table
+    drawn = bars(console, results)
+
+    def layout(apart: bool, pair: bool, drawn: Sequence[str]) -> Grid:
+        columns, labels = _labels(results, varying, apart)
+        columns += [Column("cpu>mem")] if pair else []
+        columns += figures("min", "median", "p95")
+        columns += [Column("stamp")] if len(stamps) > 1 else []
+        columns += [Column("")] if drawn else []
+        rows = [
+            [
+                *label,
+                *([pair_name(result)] if pair else []),
+                *_three(result),
+                *([", ".join(result.stamps)] if len(stamps) > 1 else []),
+                *([bar] if drawn else []),
+            ]
+            for result, label, bar in zip(
+                results, labels, drawn or [""] * len(results), strict=True
+            )
+        ]
+        return Grid(columns, rows)
+
+    full = layout(True, has_pair, drawn)
+    if full.width <= console.width:
+        console.print(full.table())
+        return True
+    layouts = [
+        partial(layout, True, has_pair, []), partial(layout, True, False, []),
+        partial(layout, False, False, []),
+    ]
+    chosen, grid = first_that_fits(console, layouts)
+    console.print(grid.table())
+    return not has_pair or chosen == 0
+
+
+def _labels(
+    results: Sequence[Result], varying: Sequence[str], apart: bool
+) -> tuple[list[Column], list[list[str]]]:
+    """
+    Say what each row is.
+
+    :param apart: give every parameter a column; False puts all of them into words.
+    :return: columns, and their texts for each row.
+    """
+    has_metrics = len(distinct(result.metric for result in results)) > 1
+    if apart:
+        columns = [Column("what", wraps=True)] if has_metrics else []
+        return columns + figures(*map(param_name, varying)), [
+            [result.metric] * has_metrics
+            + [param_text(name, result.params.get(name)) for name in varying]
+            for result in results
+        ]
+    return [Column("what", wraps=True)], [
+        [
+            ", ".join(
+                [result.metric] * has_metrics
+                + [describe({name: result.params[name]})
+                   for name in varying if name in result.params]
+            )
+        ]
+        for result in results
+    ]
 
 
 def _print_matrix(console: Console, results: Sequence[Result], varying: Sequence[str]) -> None:
     """Print pairs of nodes as columns, as many at a time as fit side by side."""
     stamps = distinct(result.stamps for result in results)
-    pairs = {pair_name(result) or "any": None for result in results}
+    names = distinct(pair_name(result) or "any" for result in results)
     rows: dict[tuple[Any, ...], dict[str, Result]] = {}
     for result in results:
         key = (result.metric, *(result.params.get(name) for name in varying))
         rows.setdefault(key, {})[pair_name(result) or "any"] = result
-    labels = 9 * (len(varying) + 1)
-    wide = len(pairs) * 12 + labels <= console.width
-    at_once = max(1, (console.width - labels) // (12 if wide else 8))
-    names = list(pairs)
-    for first in range(0, len(names), at_once):
-        part = names[first : first + at_once]
-        chunk = _table()
-        has_metrics = _add_labels(chunk, results, varying)
-        for name in part:
-            chunk.add_column(name, justify="right", no_wrap=True)
-        for row in rows.values():
-            some = next(iter(row.values()))
-            chunk.add_row(
-                *_labels(some, varying, has_metrics),
-                *(_cell(row.get(name), wide, len(stamps) > 1) for name in part),
-            )
-        console.print(chunk)
+    firsts = [next(iter(row.values())) for row in rows.values()]
+
+    def layout(wide: bool, apart: bool, part: Sequence[str]) -> Grid:
+        columns, labels = _labels(firsts, varying, apart)
+        return Grid([*columns, *figures(*part)], [
+            [*label, *(_cell(row.get(name), wide, len(stamps) > 1) for name in part)]
+            for label, row in zip(labels, rows.values(), strict=True)
+        ])
+
+    wide = layout(True, True, names).least_width <= console.width
+    apart = wide or all(layout(False, True, [name]).least_width <= console.width for name in names)
+    at = 0
+    while at < len(names):
+        count = 1
+        while (at + count < len(names) and layout(
+                wide, apart, names[at : at + count + 1]).least_width <= console.width):
+            count += 1
+        console.print(layout(wide, apart, names[at : at + count]).table())
+        at += count
     below = "median, and min to p95 below it" if wide else "medians; the rest is in --json FILE"
     if len(stamps) > 1:
         below += "; * " + ", ".join(sorted({word for stamp in stamps for word in stamp}))
@@ -192,44 +231,33 @@ def _cell(result: Result | None, wide: bool, starred: bool) -> str:
     return f"{text}\n{number(result.min)}-{number(result.p95)}" if wide else text
 
 
-def _add_labels(table: Table, results: Sequence[Result], varying: Sequence[str]) -> bool:
-    """Add the columns that say what a row is; tell whether the metric is one of them."""
-    has_metrics = len(distinct(result.metric for result in results)) > 1
-    if has_metrics:
-        table.add_column("what", overflow="fold")
-    for name in varying:
-        table.add_column(param_name(name), justify="right", overflow="fold")
-    return has_metrics
-
-
-def _labels(result: Result, varying: Sequence[str], has_metrics: bool) -> list[str]:
-    """Give the cells that say what a row is."""
-    params = [param_text(name, result.params.get(name)) for name in varying]
-    return [result.metric, *params] if has_metrics else params
-
-
 def show_peers(console: Console, peers: Sequence[PeerResult]) -> None:
     """Print ours beside the peer programs', with the ratio and the peer's own spread."""
     _print_title(console, "Beside other programs, in turns")
-    table = _table()
-    for name in ("peer", "what"):
-        table.add_column(name, overflow="fold")
-    for name in ("ours", "theirs", "ratio", "spread"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for peer in peers:
-        what = f"{peer.metric} {describe(peer.params)}".strip()
-        if not peer.present:
-            table.add_row(peer.peer, what, "", "not present", "", "")
-            continue
-        table.add_row(
-            peer.peer,
-            what,
-            f"{number(median(peer.ours))} {peer.unit}",
-            number(median(peer.theirs)),
-            f"{peer.ratio:.3f}",
-            f"{peer.spread:.1%}",
-        )
-    console.print(table)
+
+    def layout(apart: bool) -> Grid:
+        rows = []
+        for peer in peers:
+            what = f"{peer.metric} {describe(peer.params)}".strip()
+            labels = [peer.peer, what] if apart else [f"{peer.peer} {what}"]
+            if peer.present:
+                rows.append([
+                    *labels,
+                    f"{number(median(peer.ours))} {peer.unit}",
+                    number(median(peer.theirs)),
+                    f"{peer.ratio:.3f}",
+                    f"{peer.spread:.1%}",
+                ])
+            else:
+                rows.append([*labels, "", "not present", "", ""])
+        return Grid([
+            *([Column("peer")] if apart else []),
+            Column("what", wraps=True),
+            *figures("ours", "theirs", "ratio", "spread"),
+        ], rows)
+
+    layouts = [partial(layout, True), partial(layout, False)]
+    console.print(first_that_fits(console, layouts)[1].table())
     console.print("ratio: ours over theirs, median of the rounds; spread: max over min of the "
                   "peer's own rounds", style="dim", highlight=False)
     for note in distinct(f"{peer.peer}: {peer.note}" for peer in peers if peer.note):
@@ -244,26 +272,32 @@ def show_comparison(console: Console, comparison: Comparison) -> None:
         console.print(f"warning: {warning}", style="yellow", highlight=False)
     if comparison.changes:
         _print_title(console, "Compared with the earlier run")
-        table = _table()
-        table.add_column("figure", overflow="fold")
-        for name in ("old", "new", "ratio", "noise", ""):
-            table.add_column(name, justify="right", no_wrap=True)
-        for change in moved or comparison.changes:
-            new = change.new
-            table.add_row(
-                f"{new.metric} {pair_name(new)} {describe(new.params)}".strip(),
-                number(change.old.median),
-                f"{number(new.median)} {new.unit}",
-                f"{change.ratio:.2f}",
-                f"{change.band[0]:.2f}-{change.band[1]:.2f}",
-                change.verdict,
-            )
-        console.print(table)
+        layouts = [
+            partial(_changes, moved or comparison.changes, names)
+            for names in (("old", "new", "ratio", "noise"), ("new", "ratio", "noise"),
+                          ("new", "ratio"))
+        ]
+        console.print(first_that_fits(console, layouts)[1].table())
     console.print(
         f"{len(comparison.changes) - len(moved)} of {len(comparison.changes)} figures within "
         f"their noise; {len(comparison.only_old)} only then, {len(comparison.only_new)} only now",
         highlight=False,
     )
+
+
+def _changes(changes: Sequence[Change], names: Sequence[str]) -> Grid:
+    rows = []
+    for change in changes:
+        new = change.new
+        texts = {
+            "old": number(change.old.median),
+            "new": f"{number(new.median)} {new.unit}",
+            "ratio": f"{change.ratio:.2f}",
+            "noise": f"{change.band[0]:.2f}-{change.band[1]:.2f}",
+        }
+        what = f"{new.metric} {pair_name(new)} {describe(new.params)}"
+        rows.append([" ".join(what.split()), *(texts[name] for name in names), change.verdict])
+    return Grid([Column("figure", wraps=True), *figures(*names, "")], rows)
 
 
 def _print_sweeps(console: Console, results: Sequence[Result]) -> None:

@@ -37,8 +37,11 @@ class OutOfMemory(MemoryError):
 
     def __str__(self) -> str:
         if self._report is not None:
-            self.message = f"{self.message}\n{self._report()}"
-            self._report = None
+            report, self._report = self._report, None
+            try:
+                self.message = f"{self.message}\n{report()}"
+            except ValueError as error:         # an exception may outlive its machine
+                self.message = f"{self.message}\n(no report: {error})"
         return self.message
 
 

@@ -198,6 +198,7 @@ class Machine:
     @property
     def hoststat(self) -> Mapping[str, int]:
         """What the machine cost the host: faults taken, maps made, pages misplaced."""
+        self._allocator.check_alive()
         events = self._allocator.events()
         counts = {
             name: events[name]
@@ -248,6 +249,7 @@ class Machine:
         """
         from realmem._core.check import check
 
+        self._allocator.check_alive()
         check(self._allocator)
         if self._process_table is not None:
             self._process_table.check()
@@ -319,6 +321,8 @@ class Machine:
         """
         if self._closed:
             return
+        if not self._inherited():
+            self._allocator.check_alive()
         views = self._allocator.nr_exports
         if self._process_table is not None:
             views += self._process_table.exports
@@ -346,6 +350,7 @@ class Machine:
 
     def _end_processes(self) -> None:
         if self._process_table is not None and not self._inherited():
+            self._allocator.refuse_calls()
             self._process_table.close()
 
     def _inherited(self) -> bool:

@@ -10,6 +10,7 @@ from realmem.layout import MAX_NR_ZONES, MIGRATE_NAMES, PAGE_SHIFT, ZONE_NAMES
 from realmem.watermark import Watermark
 
 if TYPE_CHECKING:
+    from realmem._core.pages import PageAllocator
     from realmem.machine import Machine
     from realmem.memmap import NodeRange
 
@@ -40,11 +41,23 @@ class NodeSpec:
     distance: Sequence[int] | None = None
 
 
-class Zone:
+class _Figures:
+    """What nodes and zones share: figures that are read when they are asked for."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._allocator = machine._allocator
+
+    @property
+    def _core(self) -> PageAllocator:
+        self._allocator.check_alive()
+        return self._allocator
+
+
+class Zone(_Figures):
     """A zone of a node; figures are read when asked for, in pages."""
 
     def __init__(self, machine: Machine, nid: int, kind: int) -> None:
-        self._core = machine._allocator
+        super().__init__(machine)
         self.kind = kind
         self.index = nid * MAX_NR_ZONES + kind
         self.name = ZONE_NAMES[kind]
@@ -86,7 +99,7 @@ class Zone:
         return f"<realmem.Zone node {self.index // MAX_NR_ZONES} {self.name}>"
 
 
-class Node:
+class Node(_Figures):
     """A node of a machine; figures are read when asked for."""
 
     def __init__(
@@ -97,7 +110,7 @@ class Node:
         where: NodeRange,
         misplaced_pages: int,
     ) -> None:
-        self._core = machine._allocator
+        super().__init__(machine)
         self.id = nid
         self.host_node = place.host_node
         self.emulated = place.emulated
@@ -131,8 +144,9 @@ class Node:
     def stat(self) -> Mapping[str, int]:
         """Allocations counted by the names of sysfs's ``nodeN/numastat``."""
         sums = [0] * 6
+        core = self._core
         for kind in range(MAX_NR_ZONES):
-            counts = self._core.zone_stat(self.id * MAX_NR_ZONES + kind)["numa"]
+            counts = core.zone_stat(self.id * MAX_NR_ZONES + kind)["numa"]
             sums = [a + b for a, b in zip(sums, counts, strict=True)]
         return dict(zip(NUMASTAT_ITEMS, sums, strict=True))
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from realmem.layout import MIGRATE_NAMES, PAGE_SHIFT
+from realmem.layout import PAGE_SHIFT
+from realmem.zonestat import ZoneStat, read_zones
 
 if TYPE_CHECKING:
     from realmem.machine import Machine
-    from realmem.node import Node, Zone
 
 _KB = PAGE_SHIFT - 10
 _LETTERS = "UMEHI"  # unmovable, movable, reclaimable, high-atomic, isolated
@@ -16,38 +16,27 @@ _LETTERS = "UMEHI"  # unmovable, movable, reclaimable, high-atomic, isolated
 
 def show_mem(machine: Machine) -> str:
     """Describe the free memory of every zone, the way the kernel does."""
-    lines = ["Mem-Info:"]
-    for node in machine.nodes:
-        for zone in node.zones:
-            lines.append(_marks(node, zone))
-    for node in machine.nodes:
-        for zone in node.zones:
-            lines.append(_blocks(node, zone))
-    return "\n".join(lines)
+    zones = [zone for zone in read_zones(machine) if zone.populated]
+    return "\n".join(["Mem-Info:", *map(_marks, zones), *map(_blocks, zones)])
 
 
-def _marks(node: Node, zone: Zone) -> str:
+def _marks(zone: ZoneStat) -> str:
     marks = zone.watermark
-    stat = zone._core.zone_stat(zone.index)
-    listed = sum(entry["count"] for entry in stat["pcp"])
     reserves = " ".join(str(pages) for pages in zone.lowmem_reserve)
     return (
-        f"Node {node.id} {zone.name} free:{zone.free_pages << _KB}kB min:{marks.min << _KB}kB "
+        f"Node {zone.nid} {zone.name} free:{zone.free << _KB}kB min:{marks.min << _KB}kB "
         f"low:{marks.low << _KB}kB high:{marks.high << _KB}kB "
-        f"reserved_highatomic:{stat['nr_reserved_highatomic'] << _KB}KB "
-        f"present:{zone.present_pages << _KB}kB managed:{zone.managed_pages << _KB}kB "
-        f"free_pcp:{listed << _KB}kB lowmem_reserve[]: {reserves}"
+        f"reserved_highatomic:{zone.nr_reserved_highatomic << _KB}KB "
+        f"present:{zone.present << _KB}kB managed:{zone.managed << _KB}kB "
+        f"free_pcp:{sum(cpu.count for cpu in zone.pcp) << _KB}kB lowmem_reserve[]: {reserves}"
     )
 
 
-def _blocks(node: Node, zone: Zone) -> str:
-    by_type = zone.free_area_by_type
+def _blocks(zone: ZoneStat) -> str:
     parts = []
-    for order, count in enumerate(zone.free_area):
+    for order, by_type in enumerate(zone.nr_free):
         letters = "".join(
-            letter
-            for letter, name in zip(_LETTERS, MIGRATE_NAMES, strict=True)
-            if by_type[name][order]
+            letter for letter, count in zip(_LETTERS, by_type, strict=True) if count
         )
-        parts.append(f"{count}*{4 << order}kB" + (f" ({letters})" if letters else ""))
-    return f"Node {node.id} {zone.name}: {' '.join(parts)} = {zone.free_pages << _KB}kB"
+        parts.append(f"{sum(by_type)}*{4 << order}kB" + (f" ({letters})" if letters else ""))
+    return f"Node {zone.nid} {zone.name}: {' '.join(parts)} = {zone.free << _KB}kB"

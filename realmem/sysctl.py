@@ -70,21 +70,30 @@ class Sysctl(MutableMapping[str, Any]):
 
     :param knobs: what the machine starts with.
     :param publish: makes new values known to the zones.
+    :param enter: called before anything is read or changed; raises what forbids it.
     """
 
-    def __init__(self, knobs: VmKnobs, publish: Callable[[VmKnobs], None]) -> None:
+    def __init__(
+        self,
+        knobs: VmKnobs,
+        publish: Callable[[VmKnobs], None],
+        enter: Callable[[], None],
+    ) -> None:
         self._knobs = knobs
         self._publish = publish
+        self._enter = enter
         self._user_min_free_kbytes = -1
         # Writers compute and publish one after the other, so that the zones show the last one.
         self._lock = threading.Lock()
 
     def __getitem__(self, name: str) -> Any:
+        self._enter()
         if name not in _CHECKS:
             raise KeyError(name)
         return getattr(self._knobs, _field(name))
 
     def __setitem__(self, name: str, value: Any) -> None:
+        self._enter()
         check = _CHECKS.get(name)
         if check is None:
             raise KeyError(name)
@@ -96,6 +105,7 @@ class Sysctl(MutableMapping[str, Any]):
                 self._user_min_free_kbytes = new
 
     def __delitem__(self, name: str) -> None:
+        self._enter()
         if name not in _CHECKS:
             raise KeyError(name)
         raise OSError(errno.EPERM, os.strerror(errno.EPERM), name)
@@ -107,7 +117,7 @@ class Sysctl(MutableMapping[str, Any]):
         return len(_CHECKS)
 
     def __repr__(self) -> str:
-        return f"Sysctl({dict(self)!r})"
+        return f"Sysctl({ {name: getattr(self._knobs, _field(name)) for name in _CHECKS}!r})"
 
     @property
     def knobs(self) -> VmKnobs:
@@ -159,4 +169,4 @@ def boot_sysctl(machine: Any) -> Sysctl:
             raise ValueError("the machine is gone")
         setup_per_zone(machine, knobs)
 
-    return Sysctl(knobs, publish)
+    return Sysctl(knobs, publish, machine._allocator.check_alive)

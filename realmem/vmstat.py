@@ -188,6 +188,7 @@ class VmStat(Mapping[str, int]):
         self._machine = machine
 
     def __getitem__(self, name: str) -> int:
+        self._machine._allocator.check_alive()
         if name in _EVENTS_OF_THE_MACHINE:  # looked up most, and cheap on their own
             return int(self._machine._allocator.events().get(name, 0))
         return read_vmstat(self._machine, name in _FRAME_ITEMS)[name]
@@ -208,6 +209,7 @@ class VmStat(Mapping[str, int]):
 
     def snapshot(self) -> dict[str, int]:
         """Read every counter once, together."""
+        self._machine._allocator.check_alive()
         return read_vmstat(self._machine)
 
     def __repr__(self) -> str:

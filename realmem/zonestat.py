@@ -52,6 +52,7 @@ class ZoneStat:
     numa: Sequence[int]
     """hit, miss, foreign, interleave_hit, local, other."""
     pcp: Sequence[PcpStat] = ()
+    nr_reserved_highatomic: int = 0
 
     @property
     def name(self) -> str:
@@ -116,4 +117,5 @@ def read_zone(allocator: Any, nid: int, kind: int) -> ZoneStat:
         pgalloc=stat["pgalloc"],
         numa=tuple(stat["numa"]),
         pcp=tuple(pcp[cpu] for cpu in sorted(pcp)),
+        nr_reserved_highatomic=stat["nr_reserved_highatomic"],
     )

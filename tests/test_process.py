@@ -5,11 +5,13 @@ from __future__ import annotations
 import ctypes
 import errno
 import mmap as host_mmap
+import threading
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from realmem import process as process_module
 from realmem.errors import HostError, SegmentationFault
 from realmem.layout import (
     MAP_ANONYMOUS,
@@ -314,6 +316,35 @@ def test_hoststat_counts_host_calls(machine, process):
     changed = {k: after[k] - before[k] for k in after if after[k] != before[k]}
     assert changed == {"sigsegv": 4, "map_fill": 4, "spurious": 4, "host_vmas": 8}
     view.release()
+
+
+def test_a_wait_that_the_machines_end_interrupts(monkeypatch):
+    """Whoever wakes while another thread closes sees a closed machine, not an ended process."""
+    machine = Machine(nodes=1, memory="8M", window="1G")
+    parent = machine.spawn()
+    parent.fork()
+    caught = []
+
+    def wait():
+        try:
+            parent.wait()
+        except Exception as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    while not parent._table._exited._waiters:
+        threading.Event().wait(0.001)
+    # Between the end of the processes and the end of the machine, let the other thread run.
+    monkeypatch.setattr(process_module, "reap", lambda: thread.join(60))
+    machine.close()
+    monkeypatch.undo()
+    thread.join()
+    assert [type(error) for error in caught] == [ValueError], caught
+    assert "closed" in str(caught[0])
+    for call in (parent.wait, parent.fork, lambda: parent.rss):
+        with pytest.raises(ValueError, match="closed"):
+            call()
 
 
 # ---- names, options, errors ----

@@ -147,6 +147,10 @@ class OneNode:
 
     class _allocator:
         @staticmethod
+        def check_alive():
+            pass
+
+        @staticmethod
         def zone_info(index):
             names = (
                 "start_pfn",
@@ -168,6 +172,7 @@ class OneNode:
                 "pgalloc": 0,
                 "numa": [0] * 6,
                 "pcp": [],
+                "nr_reserved_highatomic": 0,
             }
 
         @staticmethod

@@ -26,6 +26,9 @@ class Allocator:
     def publish_zone(self, index, **figures):
         self.zones[index] = figures
 
+    def check_alive(self):
+        pass
+
 
 class Machine(SimpleNamespace):
     """Nodes and zones without memory behind them; unlike a bare namespace, weakly referable."""
@@ -230,7 +233,7 @@ def test_a_failed_publication_keeps_the_old_value():
     def publish(knobs):
         raise ValueError("closed")
 
-    sysctl = Sysctl(VmKnobs(1024), publish)
+    sysctl = Sysctl(VmKnobs(1024), publish, lambda: None)
     with pytest.raises(ValueError):
         sysctl["vm.min_free_kbytes"] = 2048
     assert sysctl["vm.min_free_kbytes"] == 1024

@@ -23,13 +23,20 @@ class TextTree(Mapping[str, str]):
 
     An unknown path is a KeyError; writing a file that Linux has read-only is ``OSError(EACCES)``.
 
+    :param enter: called before anything is read or written; raises what forbids it.
     :param families: each gives some of the files that exist now.
     """
 
-    def __init__(self, *families: Callable[[], Iterable[tuple[str, TextFile]]]) -> None:
+    def __init__(
+        self,
+        enter: Callable[[], None],
+        *families: Callable[[], Iterable[tuple[str, TextFile]]],
+    ) -> None:
+        self._enter = enter
         self._families = families
 
     def _files(self) -> dict[str, TextFile]:
+        self._enter()
         return {path: file for family in self._families for path, file in family()}
 
     def __getitem__(self, path: str) -> str:
@@ -53,7 +60,7 @@ class TextTree(Mapping[str, str]):
         return len(self._files())
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.paths()!r})"
+        return f"<realmem {type(self).__name__}>"
 
     def paths(self) -> list[str]:
         """List the files that exist now."""

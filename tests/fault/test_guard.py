@@ -128,6 +128,139 @@ def test_next_call_raises_before_anything_changes(child) -> None:
     """)
 
 
+def test_every_call_raises_what_is_pending(child) -> None:
+    """In a thread, where nothing else would: each call, once, and it did nothing."""
+    child("""
+    with Machine(nodes=2, memory="16M") as machine:
+        p = machine.spawn()
+        q = p.fork()
+        hole = p.mm.high - 4 * PAGE
+        x = array(p, hole, PAGE)
+        node, zone = machine.nodes[0], machine.nodes[0].zones[0]
+        page = machine.alloc_pages(GFP.KERNEL, 0)
+        vmstat, procfs, sysfs, sysctl = (
+            machine.vmstat, machine.procfs, machine.sysfs, machine.sysctl)
+        a = p.mmap(None, PAGE, RW, ANON)
+        calls = {
+            "drain_all_pages": machine.drain_all_pages,
+            "check": machine.check,
+            "hoststat": lambda: machine.hoststat,
+            "vmstat": lambda: machine.vmstat,
+            "vmstat item": lambda: vmstat["pgfault"],
+            "vmstat all": lambda: dict(vmstat),
+            "procfs": lambda: machine.procfs,
+            "procfs item": lambda: procfs["/proc/zoneinfo"],
+            "procfs paths": procfs.paths,
+            "procfs set": lambda: procfs.__setitem__("/proc/sys/vm/min_free_kbytes", "77"),
+            "sysfs item": lambda: sysfs["/sys/devices/system/node/node0/distance"],
+            "sysctl get": lambda: sysctl["vm.min_free_kbytes"],
+            "sysctl set": lambda: sysctl.__setitem__("vm.min_free_kbytes", 77),
+            "sysctl del": lambda: sysctl.__delitem__("vm.min_free_kbytes"),
+            "node.free_pages": lambda: node.free_pages,
+            "node.stat": lambda: node.stat,
+            "zone.free_pages": lambda: zone.free_pages,
+            "zone.watermark": lambda: zone.watermark,
+            "zone.lowmem_reserve": lambda: zone.lowmem_reserve,
+            "zone.free_area": lambda: zone.free_area,
+            "zone.free_area_by_type": lambda: zone.free_area_by_type,
+            "page.refcount": lambda: page.refcount,
+            "page.put": page.put,
+            "alloc_pages": lambda: machine.alloc_pages(GFP.KERNEL, 0),
+            "alloc_pages_bulk": lambda: machine.alloc_pages_bulk(GFP.KERNEL, 2),
+            "free_page": lambda: machine.free_page(page),
+            "view": lambda: machine.view(page.address, 1),
+            "atomic_context": lambda: machine.atomic_context().__enter__(),
+            "processes": lambda: machine.processes,
+            "spawn": machine.spawn,
+            "close": machine.close,
+            "enter": machine.__enter__,
+            "fork": p.fork, "vmas": lambda: p.vmas, "rss": lambda: p.rss, "guard": p.guard,
+            "exit": p.exit, "wait": p.wait, "read": lambda: p.read(a, 1),
+            "read nothing": lambda: p.read(a, 0), "write": lambda: p.write(a, b""),
+            "munmap": lambda: p.munmap(a, PAGE), "walk": lambda: p.walk(a),
+            "find_vma": lambda: p.find_vma(a), "another process": lambda: q.rss,
+        }
+        def state():
+            machine.drain_all_pages()
+            return (node.free_pages, sysctl["vm.min_free_kbytes"], sorted(machine.processes),
+                    p.vmas, page.refcount)
+        def work():
+            before = state()
+            for name, call in calls.items():
+                x[0] = 1
+                try:
+                    call()
+                except SegmentationFault as error:
+                    assert error.address == hole, name
+                else:
+                    silent.append(name)
+                    raises(SegmentationFault, lambda: machine.vmstat)
+            assert state() == before
+        silent = []
+        t = threading.Thread(target=work)
+        threading.excepthook = lambda args: silent.append(args)
+        t.start(); t.join()
+        assert not silent, silent
+        del x
+    """)
+
+
+def test_the_text_of_an_error_raises_nothing(child) -> None:
+    """Not what is pending, nor that the machine is gone: whoever prints an error has enough."""
+    child("""
+    def work():
+        x[0] = 1
+        found.append(str(error))
+        found.append(raises(SegmentationFault, lambda: machine.vmstat).address)
+    with Machine(nodes=1, memory="16M") as machine:
+        p = machine.spawn()
+        hole = p.mm.high - 4 * PAGE
+        x = array(p, hole, PAGE)
+        def eat():
+            while True:
+                machine.alloc_pages(GFP.KERNEL, 10)
+        error, late = raises(OutOfMemory, eat), raises(OutOfMemory, eat)
+        found = []
+        t = threading.Thread(target=work)
+        t.start(); t.join()
+        assert "Mem-Info" in found[0] and found[1] == hole, found
+        del x
+    assert str(late).startswith("page allocation failure: order:10")
+    assert str(late).endswith("(no report: this machine is closed)"), str(late)
+    assert str(late) == str(late)
+    """)
+
+
+def test_what_ends_the_program_gets_out_of_a_guard(child) -> None:
+    child("""
+    with Machine(nodes=1, memory="16M") as machine:
+        p = machine.spawn()
+        hole = p.mm.high - 4 * PAGE
+        x = array(p, hole, PAGE)
+        def leave(error):
+            with p.guard():
+                try:
+                    x[0] = 1
+                    raise ZeroDivisionError
+                except ZeroDivisionError:
+                    raise error
+        for kind in (KeyboardInterrupt, SystemExit, GeneratorExit):
+            error = raises(kind, leave, kind())
+            report = error.__context__.__context__
+            assert isinstance(error.__context__, ZeroDivisionError)
+            assert isinstance(report, SegmentationFault) and report.address == hole
+            machine.vmstat                  # it was reported, and is not again
+        error = raises(SegmentationFault, leave, ValueError())
+        assert isinstance(error.__context__, ValueError)
+        def interrupted():
+            with p.guard():
+                x[0] = 1
+                signal.raise_signal(signal.SIGINT)
+        assert isinstance(raises(KeyboardInterrupt, interrupted).__context__, SegmentationFault)
+        del x
+    """)
+
+
 def test_main_thread_is_interrupted(child) -> None:
     child("""
     with Machine(nodes=1, memory="16M") as machine:
@@ -227,7 +360,12 @@ def test_raw_fault_without_a_frame_is_out_of_memory(child) -> None:
             with p.guard():
                 x[::512] = 1
         error = raises(rm.OutOfMemory, store)
-        assert error.order == 0 and "fault" in str(error)
+        assert (error.order, error.gfp, error.node) == (0, GFP.HIGHUSER_MOVABLE, None)
+        lines = str(error).splitlines()
+        assert "write fault at" in lines[0] and lines[1] == "Mem-Info:", lines
+        assert lines[2].startswith("Node 0 DMA free:"), lines
+        by_software = raises(OutOfMemory, p.touch, a, 4096 * PAGE, write=True)
+        assert str(by_software).splitlines()[1:] == lines[1:], str(by_software)
         rss = p.rss
         assert 0 < rss < 4096
         machine.check()

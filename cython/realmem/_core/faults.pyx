@@ -17,8 +17,8 @@ from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from realmem._kernel.host_calls cimport gettid
 from realmem._kernel.mm_types cimport (
-    FAULT_HOST, FAULT_OOM, NR_FAULT_RECORDS, RECORD_FREE, RECORD_READY, fault_record,
-    mm_struct,
+    FAULT_HOST, FAULT_OOM, NR_FAULT_RECORDS, RECORD_BUSY, RECORD_FREE, RECORD_READY,
+    fault_record, mm_struct,
 )
 from realmem._kernel.mmap cimport mm_flush_scratch
 from realmem._kernel.sigsegv cimport (
@@ -30,6 +30,7 @@ from realmem.compiler cimport SEQ_CST, atomic_add_return, load_int, peek_int, st
 from realmem.types cimport GFP_HIGHUSER_MOVABLE
 
 from realmem.errors import HostError, OutOfMemory, SegmentationFault
+from realmem.layout import GFP
 
 cdef extern from "<pthread.h>" nogil:
     int pthread_atfork(void (*prepare)() noexcept nogil, void (*parent)() noexcept nogil,
@@ -42,6 +43,7 @@ ACCESS_NAMES = ("read", "write", "exec")
 cdef bint at_fork_registered = False
 cdef object python_handler_before = None    # what signal.signal() gave back
 cdef dict open_guards = {}                  # mm id -> host thread ids, innermost last
+cdef dict owners = {}                       # mm id -> weak reference to its realmem.Machine
 
 
 # ---- installing -------------------------------------------------------------
@@ -126,6 +128,23 @@ cdef void after_fork_child() noexcept nogil:
 
 # ---- raising ----------------------------------------------------------------
 
+cdef int register(uint64_t mm_id, object owner) except -1:
+    owners[mm_id] = owner
+    return 0
+
+
+cdef int forget(uint64_t mm_id) except -1:
+    owners.pop(mm_id, None)
+    return 0
+
+
+cdef object out_of_memory(uint64_t mm_id, str message):
+    owner = owners.get(mm_id)
+    machine = None if owner is None else owner()
+    return OutOfMemory(message, order=0, gfp=GFP(GFP_HIGHUSER_MOVABLE),
+                       report=None if machine is None else machine.show_mem)
+
+
 cdef int raise_pending() except -1:
     if peek_int(&handler.nr_pending) != 0:
         raise_first(take_for_thread())
@@ -169,13 +188,21 @@ cdef class Guard:
 
     def __exit__(self, kind, value, traceback):
         cdef int64_t tid = self.entered.pop()
-        tids = open_guards.get(self.mm_id)
-        if tids is not None and tid in tids:    # a forked child's copy may be gone
-            tids.remove(tid)
-            if not tids:
-                del open_guards[self.mm_id]
-        if peek_int(&handler.nr_pending) != 0:
-            raise_first(take_for_guard(self.mm_id, tid))
+        cdef list taken = []
+        try:
+            # While the guard is open, so that on_interrupt() leaves the records to it.
+            if peek_int(&handler.nr_pending) != 0:
+                taken = take_for_guard(self.mm_id, tid)
+        finally:
+            tids = open_guards.get(self.mm_id)
+            if tids is not None and tid in tids:    # a forked child's copy may be gone
+                tids.remove(tid)
+                if not tids:
+                    del open_guards[self.mm_id]
+        if kind is None or issubclass(kind, Exception):
+            raise_first(taken)
+        elif taken:
+            chain(value, first_of(taken))
         return False
 
 
@@ -219,10 +246,11 @@ cdef tuple take(fault_record* r):
     cdef uint64_t seq = r.seq
     cdef mm_struct* mm = r.mm
     cdef uint64_t mm_id = r.mm_id
+    store_int(&r.state, RECORD_BUSY)    # ours: exceptions are made by code that signals interrupt
     access = ACCESS_NAMES[r.access]
     if r.code == FAULT_OOM:
-        error = OutOfMemory(f"pid {r.pid}: {access} fault at {r.address:#x} found no frame",
-                            order=0, gfp=GFP_HIGHUSER_MOVABLE)
+        error = out_of_memory(
+            mm_id, f"pid {r.pid}: {access} fault at {r.address:#x} found no frame")
     elif r.code == FAULT_HOST:
         error = HostError(ENOMEM, f"pid {r.pid}: the host refuses to map {r.address:#x}; "
                           "see vm.max_map_count")
@@ -237,7 +265,20 @@ cdef tuple take(fault_record* r):
 
 cdef int raise_first(list taken) except -1:
     if taken:
-        raise min(taken, key=by_seq)[1]
+        raise first_of(taken)
+    return 0
+
+
+cdef object first_of(list taken):
+    return min(taken, key=by_seq)[1]
+
+
+# What ends the program, or a generator, must get out of a guard; it carries the report along.
+cdef int chain(value, error) except -1:
+    while value.__context__ is not None:
+        value = value.__context__
+    if value is not error:
+        value.__context__ = error
     return 0
 
 

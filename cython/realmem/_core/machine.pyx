@@ -27,8 +27,10 @@ from realmem.types cimport (
 
 from realmem.errors import HostError
 
+# Generations that no machine is made in.
 cdef enum:
-    CLOSING = -1                    # a generation that no machine is made in
+    CLOSING = -1                    # waiting for the last calls, or closed
+    ENDING = -2                     # no new calls; processes are being ended
 
 # Names of the machine-wide event counters, in the order of types.pxd.
 EVENT_NAMES = (
@@ -72,18 +74,26 @@ cdef class MachineCore:
             self.release()
 
     cdef int alive(self) except -1:
-        if self.m == NULL:
-            raise ValueError("this machine is closed")
-        if self.generation == CLOSING:
+        if self.m == NULL or self.generation < 0:
             raise ValueError("this machine is closed")
         if self.generation != fork_generation:
             raise ValueError("this machine was inherited over os.fork(); make a new one")
+        return 0
+
+    cdef int enter(self) except -1:
+        self.alive()
+        raise_pending()
         return 0
 
     cdef void release(self):
         percpu_exit(self.m)
         munmap(self.m, self.control_bytes)
         self.m = NULL
+
+    def refuse_calls(self):
+        """Answer every call from now on as a closed machine does; close() is to follow."""
+        if self.m != NULL and self.generation == fork_generation:
+            self.generation = ENDING
 
     def close(self):
         """
@@ -93,7 +103,7 @@ cdef class MachineCore:
         """
         if self.m == NULL or self.generation == CLOSING:
             return
-        if self.generation == fork_generation:
+        if self.generation == fork_generation or self.generation == ENDING:
             self.generation = CLOSING
             while self.busy:
                 with nogil:
@@ -113,8 +123,7 @@ cdef class MachineCore:
         :raises ValueError: it is closed, or was inherited over os.fork().
         :raises SegmentationFault: this thread made a forbidden raw access that is due.
         """
-        self.alive()
-        raise_pending()
+        self.enter()
 
     @property
     def nr_exports(self):
@@ -301,7 +310,7 @@ cdef class MachineCore:
 
         Compare mm/page_alloc.c:drain_all_pages().
         """
-        self.alive()
+        self.enter()
         self.busy += 1
         with nogil:
             drain_all_pages(self.m)
@@ -311,7 +320,7 @@ cdef class MachineCore:
 
     def enter_atomic(self):
         """Begin a stretch of the calling thread in which nothing may sleep; they nest."""
-        self.alive()
+        self.enter()
         get_cpu_area(self.m).atomic_depth += 1
         self.atomic_contexts += 1
 

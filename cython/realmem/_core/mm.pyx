@@ -7,7 +7,7 @@ from libc.errno cimport ENOMEM, ESRCH
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
-from realmem._core.faults cimport check_owner, raise_pending
+from realmem._core.faults cimport check_owner, forget, out_of_memory, register
 from realmem._core.machine cimport MachineCore
 from realmem._kernel.mm_types cimport (
     FAULT_ACCERR, FAULT_HOST, FAULT_MAPERR, FAULT_OOM, mm_struct, vma_slot,
@@ -168,6 +168,7 @@ cdef class AddressSpace:
                 raise OutOfMemory("no frame for a page directory", gfp=GFP.KERNEL)
             raise HostError(ENOMEM, "the host has no address space left; see ulimit -v")
         self.id = self.mm.id
+        register(self.id, mmu.core.owner)
         self.ended = False
         if error != 0:
             self.exit()
@@ -176,6 +177,7 @@ cdef class AddressSpace:
         self.length = length
 
     def __dealloc__(self):
+        forget(self.id)
         # No bytecode runs while mm.lock is held, so that this cannot wait for itself.
         if not self.ended and self.mmu is not None and self.mmu.core.m != NULL:
             if self.is_ours():
@@ -189,10 +191,9 @@ cdef class AddressSpace:
         return True
 
     cdef int alive(self) except -1:
-        self.mmu.core.alive()
+        self.mmu.core.enter()
         if self.ended:
             raise ProcessLookupError(ESRCH, f"process {self.pid} has exited")
-        raise_pending()
         if self.mmu.core.atomic_contexts and get_cpu_area(self.mmu.core.m).atomic_depth > 0:
             raise AtomicContextError("system calls may sleep: not inside atomic_context()")
         return 0
@@ -354,10 +355,8 @@ cdef class AddressSpace:
         if rc == FAULT_MAPERR or rc == FAULT_ACCERR:
             raise SegmentationFault(addr, access, rc, self.pid, done)
         if rc == FAULT_OOM:
-            machine = self.mmu.core.owner()
-            raise OutOfMemory(f"pid {self.pid}: {access} fault at {addr:#x} found no frame",
-                              gfp=GFP.HIGHUSER_MOVABLE,
-                              report=None if machine is None else machine.show_mem)
+            raise out_of_memory(
+                self.id, f"pid {self.pid}: {access} fault at {addr:#x} found no frame")
         if rc == FAULT_HOST:
             raise HostError(ENOMEM, f"pid {self.pid}: the host refuses to map {addr:#x}")
         return self.check_rc(rc)

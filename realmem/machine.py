@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from realmem import host
+from realmem.arguments import as_bool, as_callable, as_int, as_str, as_window
 from realmem.layout import PAGE_SHIFT
 from realmem.memmap import NodeRange, lay_out, parse_zones
 from realmem.node import Node, NodeSpec, ResolvedNode, Zone, cpu_map, resolve
@@ -85,13 +86,19 @@ class Machine:
         host_vmas: int | None = None,
         progress: Callable[[int, int, int], None] | None = None,
     ) -> None:
-        if debug not in (0, 1, 2):
-            raise ValueError(f"debug must be 0, 1 or 2, not {debug!r}")
+        debug = as_int(debug, "debug", 0, 2)
+        poison, page_owner = as_bool(poison, "poison"), as_bool(page_owner, "page_owner")
+        mlock = as_bool(mlock, "mlock")
+        if progress is not None:
+            as_callable(progress, "progress")
         self._closed = False
         self._pid = os.getpid()
-        self.seed = seed
-        self.backing = backing
-        self._windows = (window, host_vmas)
+        self.seed = as_int(seed, "seed")
+        self.backing = as_str(backing, "backing")
+        self._windows = (
+            as_window(window),
+            None if host_vmas is None else as_int(host_vmas, "host_vmas", 1),
+        )
         self._process_table: ProcessTable | None = None
         places = resolve(nodes, memory, host)
         ranges = lay_out([place.memory for place in places], parse_zones(zones))
@@ -121,11 +128,7 @@ class Machine:
     def _nr_cpus(cpus: int | None, places: Sequence[ResolvedNode]) -> int:
         if cpus is None:
             return len(host.present_cpus())
-        if isinstance(cpus, bool) or not isinstance(cpus, int):
-            raise TypeError(f"cpus must be an int, not {cpus!r}")
-        if not 1 <= cpus <= 8192:
-            raise ValueError(f"cpus must be within 1 and 8192: {cpus}")
-        return cpus
+        return as_int(cpus, "cpus", 1, 8192)
 
     def _build(
         self, places: Sequence[ResolvedNode], ranges: Sequence[NodeRange], options: int

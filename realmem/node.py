@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from realmem.arguments import as_int
 from realmem.layout import MAX_NR_ZONES, MIGRATE_NAMES, PAGE_SHIFT, ZONE_NAMES
 from realmem.watermark import Watermark
 
@@ -224,7 +225,7 @@ def _as_specs(nodes: Any, memory: int | str, usable: int) -> list[NodeSpec]:
 def _host_node(spec: NodeSpec, i: int, usable: Sequence[int]) -> int:
     if spec.host_node is None:
         return usable[i % len(usable)]
-    if spec.host_node not in usable:
+    if as_int(spec.host_node, "host_node") not in usable:
         raise ValueError(
             f"host node {spec.host_node!r} has no memory that this process may use; "
             f"there are {list(usable)}"
@@ -239,9 +240,7 @@ def _share_cpus(
     named: set[int] = set()
     for spec in specs:
         for cpu in spec.cpus or ():
-            if isinstance(cpu, bool) or not isinstance(cpu, int):
-                raise TypeError(f"cpus must be ints, not {cpu!r}")
-            if cpu not in present:
+            if as_int(cpu, "cpus") not in present:
                 raise ValueError(f"this host has no CPU {cpu}")
             if cpu in named:
                 raise ValueError(f"CPU {cpu} stands in two nodes")

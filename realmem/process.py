@@ -7,7 +7,6 @@ A Machine makes one ProcessTable at its first spawn and delegates to it.
 from __future__ import annotations
 
 import errno
-import operator
 import threading
 from pathlib import Path
 from types import MappingProxyType
@@ -15,8 +14,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from realmem._core import faults
 from realmem._core.mm import Mmu, host_vmas, reap
+from realmem.arguments import as_address, as_int, as_str
 from realmem.errors import HostError, SegmentationFault
-from realmem.layout import PAGE_SIZE, parse_size
+from realmem.layout import PAGE_SIZE
 from realmem.mm import mmap as calls
 from realmem.mm.address_space import MemoryMap
 from realmem.mm.vma import Vma
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from realmem._core.pages import PageAllocator
     from realmem.pool import Pool
 
-GIB = 1 << 30
 # Bytes that p.read() takes at a time.
 READ_STEP = 16 << 20
 ENTRY_BITS = {
@@ -41,6 +40,8 @@ ENTRY_BITS = {
     0x200: "special",
     1 << 63: "nx",
 }
+PIDS = -(1 << 31), (1 << 31) - 1    # what a pid_t holds
+UID_MAX = (1 << 32) - 2             # the last one is Linux's "no uid"
 HOST_SHIFT = 52
 HOST_STATES = ("none", "noaccess", "read", "write")
 PFN_MASK = 0x000FFFFFFFFFF000
@@ -69,15 +70,6 @@ def _decode(level: str, raw: int) -> Mapping[str, object]:
     if level == "pte":
         decoded["host"] = HOST_STATES[raw >> HOST_SHIFT & 3]
     return MappingProxyType(decoded)
-
-
-def _word(value: int, what: str) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{what} must be an int, not {value!r}")
-    number = operator.index(value)
-    if not 0 <= number < 1 << 64:
-        raise ValueError(f"{what} is not within 0 and 2**64: {number}")
-    return number
 
 
 class Process:
@@ -134,7 +126,7 @@ class Process:
         :raises OSError: ENOMEM, no frames for the child's page tables; the parent lost nothing.
         """
         self.mm.core.check_alive()
-        return self._table.fork(self, self.name if name is None else name)
+        return self._table.fork(self, self.name if name is None else as_str(name, "name"))
 
     def exit(self, code: int = 0) -> None:
         """
@@ -143,7 +135,7 @@ class Process:
         Views of its memory may live on; an access through them is SEGV_MAPERR.
         """
         self.mm.core.check_alive()
-        self._table.exit(self, (code & 0xFF) << 8)
+        self._table.exit(self, (as_int(code, "code") & 0xFF) << 8)
 
     def wait(self, pid: int = -1) -> tuple[int, int]:
         """
@@ -154,7 +146,7 @@ class Process:
         :raises ChildProcessError: there is no such child.
         """
         self.mm.core.check_alive()
-        return self._table.wait(self, pid)
+        return self._table.wait(self, as_int(pid, "pid", *PIDS))
 
     # ---- system calls ----
 
@@ -202,7 +194,7 @@ class Process:
 
         :raises ValueError: the range is not all in the process's window.
         """
-        return self.mm.core.view(_word(addr, "address"), _word(length, "length"))
+        return self.mm.core.view(as_address(addr), as_address(length, "length"))
 
     def host_address(self, addr: int) -> int:
         """
@@ -212,7 +204,7 @@ class Process:
 
         :raises ValueError: it is not in the process's window.
         """
-        return self.mm.core.host_address(_word(addr, "address"))
+        return self.mm.core.host_address(as_address(addr))
 
     def guard(self) -> faults.Guard:
         """
@@ -229,7 +221,7 @@ class Process:
 
         :raises SegmentationFault: at the first address it may not read.
         """
-        addr, left = _word(addr, "address"), _word(n, "length")
+        addr, left = as_address(addr), as_address(n, "length")
         parts: list[bytes] = []
         done = 0
         # In steps, so that an absurd length ends at the first address that is not there.
@@ -254,7 +246,7 @@ class Process:
             written.
         """
         with memoryview(data) as view, view.cast("B") as plain:
-            self.mm.core.access(_word(addr, "address"), plain, len(plain))
+            self.mm.core.access(as_address(addr), plain, len(plain))
 
     def touch(self, addr: int, length: int, write: bool = False) -> None:
         """
@@ -262,7 +254,7 @@ class Process:
 
         :raises SegmentationFault: at the first address it may not touch.
         """
-        self.mm.core.touch(_word(addr, "address"), _word(length, "length"), bool(write))
+        self.mm.core.touch(as_address(addr), as_address(length, "length"), bool(write))
 
     # ---- looking ----
 
@@ -275,13 +267,13 @@ class Process:
     def find_vma(self, addr: int) -> Vma | None:
         """Give the VMA that holds ``addr``, or the next one above (mm/mmap.c:find_vma())."""
         self.mm.core.check_alive()
-        return self.mm.find_vma(addr)
+        return self.mm.find_vma(as_address(addr))
 
     def walk(self, addr: int) -> list[WalkStep]:
         """Walk the page tables for an address, kernel half included."""
         return [
             WalkStep(level, where, raw, _decode(level, raw))
-            for level, where, raw in self.mm.core.walk(_word(addr, "address"))
+            for level, where, raw in self.mm.core.walk(as_address(addr))
         ]
 
     @property
@@ -306,17 +298,17 @@ class ProcessTable:
 
     :param core: the machine's allocator.
     :param pool: its memory.
-    :param window: host address space a process, bytes or a size; a power of two from 1G.
+    :param window: bytes of host address space a process; a power of two from 1G.
     :param host_vmas: budget of host VMAs; None is half of the host's ``vm.max_map_count``.
     :ivar live: those that have not exited, by pid.
     """
 
     def __init__(
-        self, core: PageAllocator, pool: Pool, window: int | str, host_vmas: int | None
+        self, core: PageAllocator, pool: Pool, window: int, host_vmas: int | None
     ) -> None:
         self._core = core
         self._pool = pool
-        self._window = check_window(window)
+        self._window = window
         self._vma_budget = default_vma_budget() if host_vmas is None else host_vmas
         self.live: dict[int, Process] = {}
         self._exited = threading.Condition(threading.RLock())
@@ -337,11 +329,11 @@ class ProcessTable:
         :raises ValueError: closed machine or unknown node.
         """
         self._core.check_alive()
-        if not isinstance(name, str):
-            raise TypeError(f"name must be a str, not {name!r}")
-        if node is not None and not 0 <= node < len(self._pool.nodes):
-            raise ValueError(f"no node {node}: this machine has {len(self._pool.nodes)}")
-        faults.check_pending()
+        name, uid = as_str(name, "name"), as_int(uid, "uid", 0, UID_MAX)
+        if node is not None:
+            node = as_int(node, "node")
+            if not 0 <= node < len(self._pool.nodes):
+                raise ValueError(f"no node {node}: this machine has {len(self._pool.nodes)}")
         if self._pool.hugetlb:
             raise HostError(
                 errno.EOPNOTSUPP,
@@ -466,18 +458,6 @@ class ProcessTable:
         if self._mmu is None:
             self._mmu = Mmu(self._core, self._pool.fds, self._vma_budget)
         return self._mmu
-
-
-def check_window(window: int | str) -> int:
-    """
-    Read the ``window`` option.
-
-    :raises ValueError: not a power of two from 1G to 32T.
-    """
-    length = parse_size(window, "window")
-    if not GIB <= length <= 1 << 45 or length & length - 1:
-        raise ValueError(f"window must be a power of two from 1G to 32T: {window!r}")
-    return length
 
 
 def default_vma_budget() -> int:

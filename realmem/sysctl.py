@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import operator
 import os
 import threading
 import weakref
@@ -11,6 +10,7 @@ from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from realmem.arguments import as_int
 from realmem.watermark import MIN_PERCPU_PAGELIST_HIGH_FRACTION, default_min_free_kbytes
 from realmem.zonecalc import VmKnobs, lowmem_pages, node_shapes, setup_per_zone
 
@@ -19,10 +19,7 @@ INT_MIN = -(2**31)
 
 
 def _int(name: str, value: Any, lowest: int = 0, highest: int = INT_MAX) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} takes an int, not {value!r}") from None
+    number = as_int(value, name)
     if not lowest <= number <= highest:
         raise _invalid(name, value)
     return number

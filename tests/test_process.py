@@ -31,7 +31,6 @@ from realmem.layout import (
 from realmem.machine import Machine
 from realmem.mm.mmap import TASK_SIZE
 from realmem.mm.vma import Vma, VmaSet, vm_flags_of
-from realmem.process import check_window
 
 RW = PROT_READ | PROT_WRITE
 ANON = MAP_PRIVATE | MAP_ANONYMOUS
@@ -367,13 +366,6 @@ def test_names_and_nodes(machine):
         machine.spawn(node=5)
     with pytest.raises(TypeError):
         machine.spawn(3)
-
-
-@pytest.mark.parametrize("window", ["3G", "512M", 5, "64T"])
-def test_window_option(window):
-    with pytest.raises(ValueError, match="window"):
-        check_window(window)
-    assert check_window("1G") == 1 << 30
 
 
 def test_view_range(process):

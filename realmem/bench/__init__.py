@@ -37,7 +37,10 @@ def run(
         that the host refuses something keeps the figures it had, stands in ``failures``, and
         does not keep the next one from running.
     :raises KeyError: a name that is none of a bench.
+    :raises TypeError: a name in place of a sequence of names.
     """
+    if isinstance(names, str):
+        raise TypeError(f"names must be a sequence of names, not {names!r}")
     options = options or Options()
     chosen = registry.names() if "all" in names else tuple(dict.fromkeys(names))
     jobs: list[tuple[str, Callable[[Options], Iterable[Result | PeerResult]]]]

@@ -34,8 +34,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from realmem.arguments import as_bool, as_callable, as_int
 from realmem.bench.results import PeerResult, Result
 
+PAGE_KINDS = ("4K", "2M", "1G")
 _MODULES = ("latency", "bandwidth", "alloc", "fault")
 
 
@@ -63,6 +65,16 @@ class Options:
     seed: int = 0
     peers_dir: Path | None = None
     progress: Callable[[str], None] = field(default=_silent, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        as_bool(self.quick, "quick")
+        as_int(self.seed, "seed", 0)
+        as_callable(self.progress, "progress")
+        if self.threads is not None:
+            as_int(self.threads, "threads", 1)
+        for kind in self.pages or ():
+            if kind not in PAGE_KINDS:
+                raise ValueError(f"no page size {kind!r}: one of {', '.join(PAGE_KINDS)}")
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from realmem.bench.results import Run
 
-PAGE_KINDS = ("4K", "2M", "1G")
-
 
 def _known_names(ctx: Any, param: Any, names: tuple[str, ...]) -> tuple[str, ...]:
     """Check the names of benches; none at all means all of them."""
@@ -34,8 +32,9 @@ def _page_kinds(ctx: Any, param: Any, text: str | None) -> tuple[str, ...] | Non
         return None
     kinds = tuple(dict.fromkeys(word.strip().upper() for word in text.split(",")))
     for kind in kinds:
-        if kind not in PAGE_KINDS:
-            raise click.BadParameter(f"no page size {kind!r}: one of {', '.join(PAGE_KINDS)}")
+        if kind not in registry.PAGE_KINDS:
+            known = ", ".join(registry.PAGE_KINDS)
+            raise click.BadParameter(f"no page size {kind!r}: one of {known}")
     return kinds
 
 
@@ -88,7 +87,7 @@ class BenchCommand(click.Command):
               help="Page sizes to measure on; default: 4K, and 2M where the host gives them.")
 @click.option("--threads", type=click.IntRange(min=1), metavar="N",
               help="At most so many threads.")
-@click.option("--seed", type=int, default=0, metavar="N", show_default=True,
+@click.option("--seed", type=click.IntRange(min=0), default=0, metavar="N", show_default=True,
               help="Of every random choice.")
 @click.option("--json", "json_file", help="Keep every sample and fact in FILE.", metavar="FILE",
               type=click.Path(dir_okay=False, writable=True, path_type=Path),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 
+from realmem.arguments import WORD, as_register
 from realmem.layout import (
     MAP_ANONYMOUS,
     MAP_FIXED,
@@ -30,7 +31,6 @@ from realmem.mm.vma import Vma, page_align, vm_flags_of
 TASK_SIZE = (1 << 47) - PAGE_SIZE
 MMAP_MIN_ADDR = 65536
 MAX_MAP_COUNT = 65530
-_WORD = 1 << 64
 
 
 def _error(number: int, what: str = "") -> OSError:
@@ -47,12 +47,15 @@ def mmap(
     :return: the address.
     :raises OSError: as Linux's; EOPNOTSUPP for kinds of mappings that are not there yet.
     """
-    hint = (addr or 0) % _WORD
+    hint = 0 if addr is None else as_register(addr, "addr")
+    length = as_register(length, "length")
+    prot, flags = as_register(prot, "prot"), as_register(flags, "flags")
+    offset = as_register(offset, "offset")
     if length == 0:
         raise _error(errno.EINVAL, "length 0")
-    if length < 0 or page_align(length) >= _WORD:
-        raise _error(errno.ENOMEM)
     length = page_align(length)
+    if length >= WORD:
+        raise _error(errno.ENOMEM)
     kind = flags & MAP_SHARED_VALIDATE
     if kind == 0:
         raise _error(errno.EINVAL, "neither MAP_SHARED nor MAP_PRIVATE")
@@ -115,7 +118,8 @@ def munmap(mm: MemoryMap, addr: int, length: int) -> None:
     :raises OSError: EINVAL, a misaligned, empty or impossible range; ENOMEM, a split that
         vm.max_map_count forbids.
     """
-    if addr % PAGE_SIZE or length <= 0 or not 0 <= addr <= TASK_SIZE:
+    addr, length = as_register(addr, "addr"), as_register(length, "length")
+    if addr % PAGE_SIZE or length == 0 or addr > TASK_SIZE:
         raise _error(errno.EINVAL)
     length = page_align(length)
     if length > TASK_SIZE - addr:

@@ -140,7 +140,7 @@ def test_every_call_raises_what_is_pending(child) -> None:
         page = machine.alloc_pages(GFP.KERNEL, 0)
         vmstat, procfs, sysfs, sysctl = (
             machine.vmstat, machine.procfs, machine.sysfs, machine.sysctl)
-        a = p.mmap(None, PAGE, RW, ANON)
+        a, machine_va_0 = p.mmap(None, PAGE, RW, ANON), machine.va(0)
         calls = {
             "drain_all_pages": machine.drain_all_pages,
             "check": machine.check,
@@ -169,6 +169,9 @@ def test_every_call_raises_what_is_pending(child) -> None:
             "alloc_pages_bulk": lambda: machine.alloc_pages_bulk(GFP.KERNEL, 2),
             "free_page": lambda: machine.free_page(page),
             "view": lambda: machine.view(page.address, 1),
+            "va": lambda: machine.va(0), "pa": lambda: machine.pa(machine_va_0),
+            "virt_to_page": lambda: machine.virt_to_page(machine_va_0),
+            "pfn_to_page": lambda: machine.pfn_to_page(0),
             "atomic_context": lambda: machine.atomic_context().__enter__(),
             "processes": lambda: machine.processes,
             "spawn": machine.spawn,

@@ -130,7 +130,7 @@ cdef class PageFrames(MachineCore):
         :raises ValueError: it is not one.
         """
         cdef int64_t at = as_int(addr, "addr")
-        self.alive()
+        self.usable()
         if <uint64_t>at - self.m.direct_map >= self.m.max_pfn << PAGE_SHIFT:
             raise ValueError(f"{at:#x} is not a kernel logical address of this machine")
         return self.pfn_to_page((<uint64_t>at - self.m.direct_map) >> PAGE_SHIFT)
@@ -142,7 +142,7 @@ cdef class PageFrames(MachineCore):
         :raises ValueError: there is no such frame.
         """
         cdef int64_t at = as_int(pfn, "pfn")
-        self.alive()
+        self.usable()
         if at < 0 or free_check(self.m, at, 0) == FREE_BAD_PFN:
             raise ValueError(f"no memory at pfn {pfn}")
         return new_page(self, at)

@@ -7,11 +7,16 @@ import errno
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from realmem.machine import Machine
+    from realmem.process import Process
 
 HERE = Path(__file__).resolve().parent
 
@@ -80,6 +85,16 @@ def numa_calls() -> None:
         errno.EPERM, errno.ENOSYS)]
     if refused:
         pytest.skip(f"this host refuses {', '.join(refused)}")
+
+
+@pytest.fixture
+def process(machine: Machine) -> Iterator[Process]:
+    """Give a process of the file's `machine`; whatever the test did, the machine is whole."""
+    p = machine.spawn("test")
+    yield p
+    if p.pid in machine.processes:
+        p.exit()
+    machine.check()
 
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]

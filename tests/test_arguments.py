@@ -34,13 +34,11 @@ def machine():
 
 
 @pytest.fixture
-def process(machine):
-    p = machine.spawn("test")
-    before = (p.vmas, p.rss, p.children, sorted(machine.processes))
-    yield p
-    assert (p.vmas, p.rss, p.children, sorted(machine.processes)) == before
-    p.exit()
-    machine.check()
+def process(machine, process):
+    """Nothing may have happened to it."""
+    before = (process.vmas, process.rss, process.children, sorted(machine.processes))
+    yield process
+    assert (process.vmas, process.rss, process.children, sorted(machine.processes)) == before
 
 
 # The argument is the one that WRONG and WIDE stand for; what may be None says so.

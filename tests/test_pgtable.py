@@ -34,14 +34,6 @@ def machine():
         yield machine
 
 
-@pytest.fixture
-def process(machine):
-    p = machine.spawn("test")
-    yield p
-    p.exit()
-    machine.check()
-
-
 def tables(machine) -> int:
     return int(machine.vmstat["nr_page_table_pages"])
 

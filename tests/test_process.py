@@ -44,15 +44,6 @@ def machine():
         yield machine
 
 
-@pytest.fixture
-def process(machine):
-    p = machine.spawn("test")
-    yield p
-    if p.pid in machine.processes:
-        p.exit()
-    machine.check()
-
-
 # ---- VMAs, without memory ----
 
 operations = st.lists(

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from realmem.bench.pin import pinned_to
@@ -73,11 +74,12 @@ def _measure(machine: Machine, options: Options) -> dict[Figure, list[float]]:
     order = np.random.default_rng(options.seed).permutation(PAGES).astype(np.uint32)
     steps: list[Callable[[], Iterator[tuple[Figure, float]]]] = []
     for pattern, pages in (("in order", None), ("scattered", order)):
-        steps.append(lambda p=pattern, o=pages: _ours(machine, p, o))  # type: ignore[misc]
-        steps.append(lambda p=pattern, o=pages: _kernel(p, o))  # type: ignore[misc]
-        steps.append(lambda p=pattern, o=pages: _floor(p, o))  # type: ignore[misc]
-    steps.append(lambda: _our_fork(machine))
-    steps.append(_kernel_fork)
+        steps += [
+            partial(_ours, machine, pattern, pages),
+            partial(_kernel, pattern, pages),
+            partial(_floor, pattern, pages),
+        ]
+    steps += [partial(_our_fork, machine), _kernel_fork]
     samples: dict[Figure, list[float]] = {}
     for turn in range(rounds + 1):
         options.progress(f"faults, round {turn + 1} of {rounds + 1}")

@@ -16,9 +16,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from realmem.bench import stats
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+    from typing_extensions import Self
 
 SCHEMA = "realmem-bench/1"
 
@@ -28,11 +32,36 @@ UNVERIFIED = "unverified"       # the host would not say on which node the memor
 STAMPS = (EMULATED, UNVERIFIED)
 
 Param = str | int | float | bool
-Value = TypeVar("Value")
+Value = TypeVar("Value", bound="DataclassInstance")
 
 
 @dataclass(frozen=True)
-class Result:
+class _Figure:
+    """What a result and a peer's have alike: how they become JSON and come back."""
+
+    @property
+    def summary(self) -> dict[str, float]:
+        """The figures that tables show."""
+        raise NotImplementedError
+
+    def to_json(self) -> dict[str, Any]:
+        """Give a dict of JSON's types; ``summary`` is for readers that do no arithmetic."""
+        data = {item.name: getattr(self, item.name) for item in fields(self)}
+        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in data.items()}
+        return {**plain, "summary": self.summary} if self.summary else plain
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """
+        Read what :meth:`to_json` wrote.
+
+        :raises ValueError: a field is missing, unknown or of the wrong type.
+        """
+        return _read(cls, data, ignore=("summary",))
+
+
+@dataclass(frozen=True)
+class Result(_Figure):
     """
     One figure.
 
@@ -100,24 +129,14 @@ class Result:
             tuple(sorted(self.params.items())),
         )
 
-    def to_json(self) -> dict[str, Any]:
-        """Give a dict of JSON's types; ``summary`` is for readers that do no arithmetic."""
-        data = _plain(self)
-        data["summary"] = {"min": self.min, "median": self.median, "p95": self.p95}
-        return data
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Result:
-        """
-        Read what :meth:`to_json` wrote.
-
-        :raises ValueError: a field is missing, unknown or of the wrong type.
-        """
-        return _read(cls, data, ignore=("summary",))
+    @property
+    def summary(self) -> dict[str, float]:
+        """The figures that tables show."""
+        return {"min": self.min, "median": self.median, "p95": self.p95}
 
 
 @dataclass(frozen=True)
-class PeerResult:
+class PeerResult(_Figure):
     """
     One figure of ours beside a peer program's, measured in turns.
 
@@ -166,21 +185,10 @@ class PeerResult:
         """How far the peer's own rounds lie apart: ``max / min - 1``."""
         return stats.spread(self.theirs)
 
-    def to_json(self) -> dict[str, Any]:
-        """Give a dict of JSON's types."""
-        data = _plain(self)
-        if self.present:
-            data["summary"] = {"ratio": self.ratio, "spread": self.spread}
-        return data
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> PeerResult:
-        """
-        Read what :meth:`to_json` wrote.
-
-        :raises ValueError: a field is missing, unknown or of the wrong type.
-        """
-        return _read(cls, data, ignore=("summary",))
+    @property
+    def summary(self) -> dict[str, float]:
+        """The figures that tables show; none for a peer that is not present."""
+        return {"ratio": self.ratio, "spread": self.spread} if self.present else {}
 
 
 @dataclass(frozen=True)
@@ -248,17 +256,11 @@ class Run:
             raise ValueError(f"not JSON: {why}") from None
 
 
-def _plain(result: Result | PeerResult) -> dict[str, Any]:
-    """Give the fields of a result as JSON has them: lists for tuples."""
-    data = {item.name: getattr(result, item.name) for item in fields(result)}
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in data.items()}
-
-
 def _read(cls: type[Value], data: Mapping[str, Any], ignore: tuple[str, ...] = ()) -> Value:
     """Build a dataclass from a JSON object; names and types are checked."""
     if not isinstance(data, Mapping):
         raise ValueError(f"{cls.__name__}: not an object")
-    known = {item.name: item for item in fields(cls)}       # type: ignore[arg-type]
+    known = {item.name: item for item in fields(cls)}
     values: dict[str, Any] = {}
     for name, value in data.items():
         if name in ignore:

@@ -21,12 +21,7 @@ class ProcFS(TextTree):
     """
 
     def __init__(self, machine: Any) -> None:
-        self._machine = machine
-        super().__init__(
-            machine._allocator.check_alive,
-            self._memory_files,
-            lambda: sysctl_files(machine.sysctl),
-        )
+        super().__init__(machine, self._memory_files, lambda: sysctl_files(machine.sysctl))
 
     def _memory_files(self) -> Iterator[tuple[str, TextFile]]:
         machine = self._machine

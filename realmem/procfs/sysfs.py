@@ -28,13 +28,7 @@ class SysFS(TextTree):
     """
 
     def __init__(self, machine: Any) -> None:
-        self._machine = machine
-        super().__init__(
-            machine._allocator.check_alive,
-            self._state_files,
-            self._node_files,
-            self._debug_files,
-        )
+        super().__init__(machine, self._state_files, self._node_files, self._debug_files)
 
     def _state_files(self) -> Iterator[tuple[str, TextFile]]:
         machine = self._machine

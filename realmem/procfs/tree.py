@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -23,20 +24,20 @@ class TextTree(Mapping[str, str]):
 
     An unknown path is a KeyError; writing a file that Linux has read-only is ``OSError(EACCES)``.
 
-    :param enter: called before anything is read or written; raises what forbids it.
+    :param machine: whose files they are; nothing is read or written where it forbids calls.
     :param families: each gives some of the files that exist now.
     """
 
     def __init__(
         self,
-        enter: Callable[[], None],
+        machine: Any,
         *families: Callable[[], Iterable[tuple[str, TextFile]]],
     ) -> None:
-        self._enter = enter
+        self._machine = machine
         self._families = families
 
     def _files(self) -> dict[str, TextFile]:
-        self._enter()
+        self._machine._allocator.check_alive()
         return {path: file for family in self._families for path, file in family()}
 
     def __getitem__(self, path: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 PRELUDE = """
-import ctypes, faulthandler, gc, os, signal, sys, threading, warnings
+import contextlib, ctypes, faulthandler, gc, os, signal, sys, threading, warnings
 import numpy as np
 import realmem as rm
 from realmem.errors import *
@@ -30,6 +30,15 @@ def raises(kind, call, *args, **kwargs):
 
 def array(process, addr, length, dtype=np.uint64):
     return np.frombuffer(process.view(addr, length), dtype=dtype)
+
+def mapped(process, length):
+    addr = process.mmap(None, length, RW, ANON)
+    return addr, array(process, addr, length)
+
+@contextlib.contextmanager
+def one_process(memory, **options):
+    with Machine(nodes=1, memory=memory, **options) as machine:
+        yield machine, machine.spawn()
 
 def pte(process, addr):
     return process.walk(addr)[-1]

@@ -29,48 +29,43 @@ def counted():
     moved["rss"], moved["min_flt"] = p.rss - rss, p.min_flt - flt
 """
 
+
+def counting(way):
+    """Give code that has a process, `store`, `load` and `counted()` in scope."""
+    return f"WAY = {way!r}\n" + COUNTED
+
+
 WAYS = pytest.mark.parametrize("way", ["raw", "soft"])
 
 
 @pytest.mark.conformance("CT-01")
 @WAYS
 def test_first_store(child, way):
-    child(
-        f"WAY = {way!r}\n"
-        + COUNTED
-        + """
+    child(counting(way) + """
 with counted() as moved:
     store(base + PAGE)
 assert moved == {"pgfault": 1, "min_flt": 1, "rss": 1, "pgalloc_dma32": 1, "numa_hit": 1,
                  "numa_local": 1, "nr_anon_pages": 1}, moved
-"""
-    )
+""")
 
 
 @pytest.mark.conformance("CT-06")
 @WAYS
 def test_load_then_store(child, way):
-    child(
-        f"WAY = {way!r}\n"
-        + COUNTED
-        + """
+    child(counting(way) + """
 with counted() as moved:
     assert load(base + 3 * PAGE) in (0, b"\\0")
 assert moved == {"pgfault": 1, "min_flt": 1, "rss": 0}, moved
 with counted() as moved:
     store(base + 3 * PAGE)
 assert (moved["pgfault"], moved["pgalloc_dma32"], moved["rss"]) == (1, 1, 1), moved
-"""
-    )
+""")
 
 
 @pytest.mark.conformance("CT-04")
 @WAYS
 def test_forbidden_access(child, way):
-    child(
-        f"WAY = {way!r}\n"
-        + COUNTED
-        + """
+    child(counting(way) + """
 readonly = p.mmap(None, PAGE, PROT_READ, ANON)
 load(readonly)
 with counted() as moved:
@@ -88,8 +83,7 @@ with counted() as moved:
         assert raises(SegmentationFault, load, p.vmas[0].start - PAGE).code == SEGV_MAPERR
 assert moved["rss"] == 0 and moved["min_flt"] == 0, moved
 assert "pgfault" not in moved and not any(name.startswith("pgalloc") for name in moved), moved
-"""
-    )
+""")
 
 
 def test_page_tables_and_committed_memory_are_shown(child):

@@ -5,11 +5,9 @@ from __future__ import annotations
 
 def test_fork_isolates_both_ways(child) -> None:
     child("""
-    with Machine(nodes=1, memory="64M") as machine:
-        p = machine.spawn()
+    with one_process("64M") as (machine, p):
         n = 64 * PAGE
-        a = p.mmap(None, n, RW, ANON)
-        x = array(p, a, n)
+        a, x = mapped(p, n)
         x[:] = np.arange(len(x))
         c = p.fork("kid")
         assert (c.name, c.parent, p.children, c.min_flt) == ("kid", p, [c], 0)
@@ -31,10 +29,8 @@ def test_fork_isolates_both_ways(child) -> None:
 
 def test_last_owner_reuses_its_frame(child) -> None:
     child("""
-    with Machine(nodes=1, memory="64M") as machine:
-        p = machine.spawn()
-        a = p.mmap(None, 8 * PAGE, RW, ANON)
-        x = array(p, a, 8 * PAGE)
+    with one_process("64M") as (machine, p):
+        a, x = mapped(p, 8 * PAGE)
         x[:] = 1
         frames = [pte(p, a + i * PAGE).decoded["pfn"] for i in range(8)]
         c = p.fork()
@@ -59,10 +55,8 @@ def test_last_owner_reuses_its_frame(child) -> None:
 
 def test_child_reuses_after_parent_copied(child) -> None:
     child("""
-    with Machine(nodes=1, memory="64M") as machine:
-        p = machine.spawn()
-        a = p.mmap(None, PAGE, RW, ANON)
-        x = array(p, a, PAGE)
+    with one_process("64M") as (machine, p):
+        a, x = mapped(p, PAGE)
         x[:] = 3
         frame = pte(p, a).decoded["pfn"]
         c = p.fork()
@@ -78,10 +72,8 @@ def test_child_reuses_after_parent_copied(child) -> None:
 
 def test_zero_page_after_fork(child) -> None:
     child("""
-    with Machine(nodes=1, memory="64M") as machine:
-        p = machine.spawn()
-        a = p.mmap(None, 4 * PAGE, RW, ANON)
-        x = array(p, a, 4 * PAGE)
+    with one_process("64M") as (machine, p):
+        a, x = mapped(p, 4 * PAGE)
         assert x.sum() == 0
         c = p.fork()
         y = array(c, a, 4 * PAGE)
@@ -96,8 +88,7 @@ def test_zero_page_after_fork(child) -> None:
 
 def test_chains_and_life(child) -> None:
     child("""
-    with Machine(nodes=1, memory="64M", window="1G") as machine:
-        p = machine.spawn()
+    with one_process("64M", window="1G") as (machine, p):
         a = p.mmap(None, 4 * PAGE, RW, ANON)
         line = [p]
         for i in range(30):
@@ -121,8 +112,7 @@ def test_chains_and_life(child) -> None:
 
 def test_fork_without_frames_leaves_the_parent_whole(child) -> None:
     child("""
-    with Machine(nodes=1, memory="8M", window="1G") as machine:
-        p = machine.spawn()
+    with one_process("8M", window="1G") as (machine, p):
         n = 256 * PAGE
         a = p.mmap(None, 256 << 21, RW, ANON)       # one page in each 2 MiB: a table each
         for i in range(256):

@@ -5,8 +5,7 @@ from __future__ import annotations
 
 def test_guard_reports_each_kind(child) -> None:
     child("""
-    with Machine(nodes=1, memory="16M") as machine:
-        p = machine.spawn()
+    with one_process("16M") as (machine, p):
         ro = p.mmap(None, PAGE, PROT_READ, ANON)
         none = p.mmap(ro - 5 * PAGE, PAGE, PROT_NONE, ANON)
         x, y, z = (array(p, a, PAGE) for a in (ro, none, ro + PAGE))
@@ -38,8 +37,7 @@ def test_guard_reports_each_kind(child) -> None:
 def test_a_forbidden_store_reaches_no_frame(child) -> None:
     """Not the page's own frame, nor a sharer's; what may be read is still read right."""
     child("""
-    with Machine(nodes=1, memory="16M") as machine:
-        p = machine.spawn()
+    with one_process("16M") as (machine, p):
         a = p.mmap(None, 4 * PAGE, RW, ANON)
         p.write(a, b"abcd" * PAGE)
         p.munmap(a + PAGE, PAGE)
@@ -70,8 +68,7 @@ def test_a_forbidden_store_reaches_no_frame(child) -> None:
 
 def test_many_forbidden_pages_are_one_report(child) -> None:
     child("""
-    with Machine(nodes=1, memory="16M") as machine:
-        p = machine.spawn()
+    with one_process("16M") as (machine, p):
         a = p.mmap(None, PAGE, RW, ANON)
         x = array(p, a - 2000 * PAGE, 2001 * PAGE)
         def store():
@@ -99,8 +96,7 @@ def test_next_call_raises_before_anything_changes(child) -> None:
             found.append((error.address, len(p.vmas)))
         p.mmap(None, PAGE, RW, ANON)        # once
         found.append(len(p.vmas))
-    with Machine(nodes=1, memory="16M") as machine:
-        p = machine.spawn()
+    with one_process("16M") as (machine, p):
         hole = p.mm.high - 4 * PAGE
         x = array(p, hole, PAGE)
         found = []
@@ -215,8 +211,7 @@ def test_the_text_of_an_error_raises_nothing(child) -> None:
         x[0] = 1
         found.append(str(error))
         found.append(raises(SegmentationFault, lambda: machine.vmstat).address)
-    with Machine(nodes=1, memory="16M") as machine:
-        p = machine.spawn()
+    with one_process("16M") as (machine, p):
         hole = p.mm.high - 4 * PAGE
         x = array(p, hole, PAGE)
         def eat():
@@ -236,8 +231,7 @@ def test_the_text_of_an_error_raises_nothing(child) -> None:
 
 def test_what_ends_the_program_gets_out_of_a_guard(child) -> None:
     child("""
-    with Machine(nodes=1, memory="16M") as machine:
-        p = machine.spawn()
+    with one_process("16M") as (machine, p):
         hole = p.mm.high - 4 * PAGE
         x = array(p, hole, PAGE)
         def leave(error):
@@ -266,8 +260,7 @@ def test_what_ends_the_program_gets_out_of_a_guard(child) -> None:
 
 def test_main_thread_is_interrupted(child) -> None:
     child("""
-    with Machine(nodes=1, memory="16M") as machine:
-        p = machine.spawn()
+    with one_process("16M") as (machine, p):
         hole = p.mm.high - 4 * PAGE
         x = array(p, hole, PAGE)
         try:
@@ -294,8 +287,7 @@ def test_threads_keep_their_reports_apart(child) -> None:
                     barrier.wait()
             except SegmentationFault as error:
                 found[i].append(error.address)
-    with Machine(nodes=1, memory="16M") as machine:
-        p = machine.spawn()
+    with one_process("16M") as (machine, p):
         low = p.mm.high - 64 * PAGE
         views = [array(p, low + i * PAGE, PAGE) for i in range(3)]
         found = [[], [], []]
@@ -315,8 +307,7 @@ def test_threads_keep_their_reports_apart(child) -> None:
 def test_a_thread_unknown_to_python_reports_to_the_open_guard(child) -> None:
     child("""
     from realmem._bench.fault_loops import store_in_new_thread
-    with Machine(nodes=1, memory="16M") as machine:
-        p = machine.spawn()
+    with one_process("16M") as (machine, p):
         hole = p.mm.high - 4 * PAGE
         v = p.view(hole, PAGE)
         where = p.host_address(hole)
@@ -355,10 +346,8 @@ def test_other_guards_do_not_take_it(child) -> None:
 
 def test_raw_fault_without_a_frame_is_out_of_memory(child) -> None:
     child("""
-    with Machine(nodes=1, memory="8M") as machine:
-        p = machine.spawn()
-        a = p.mmap(None, 4096 * PAGE, RW, ANON)
-        x = array(p, a, 4096 * PAGE)
+    with one_process("8M") as (machine, p):
+        a, x = mapped(p, 4096 * PAGE)
         def store():
             with p.guard():
                 x[::512] = 1
@@ -386,8 +375,7 @@ def test_views_outlive_processes_and_machines(child) -> None:
     machine = Machine(nodes=1, memory="16M")
     with machine:
         p = machine.spawn()
-        a = p.mmap(None, PAGE, RW, ANON)
-        x = array(p, a, PAGE)
+        a, x = mapped(p, PAGE)
         x[0] = 1
         raises(BufferError, machine.close)
         guard = p.guard()
@@ -424,8 +412,7 @@ def test_machine_nobody_closed(child) -> None:
     def use():
         machine = Machine(nodes=1, memory="16M")
         p = machine.spawn()
-        a = p.mmap(None, PAGE, RW, ANON)
-        x = array(p, a, PAGE)
+        a, x = mapped(p, PAGE)
         x[0] = 1
         return x
     x = use()

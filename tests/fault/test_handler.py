@@ -7,8 +7,7 @@ import signal
 import pytest
 
 WILD = """
-    with Machine(nodes=1, memory="16M") as machine:
-        p = machine.spawn()
+    with one_process("16M") as (machine, p):
         a = p.mmap(None, PAGE, RW, ANON)
         x = array(p, a, PAGE)
         x[0] = 1
@@ -44,8 +43,7 @@ def test_stolen_and_not_taken_back_dies(child) -> None:
     """Between the theft and the next realmem call a raw fault goes to the thief."""
     done = child(
         """
-    with Machine(nodes=1, memory="16M") as machine:
-        p = machine.spawn()
+    with one_process("16M") as (machine, p):
         x = array(p, p.mmap(None, PAGE, RW, ANON), PAGE)
         faulthandler.enable()
         x[0] = 1
@@ -62,8 +60,7 @@ def test_a_sent_signal_still_kills(child, faulthandler) -> None:
         f"""
     if {faulthandler!r} == "before":
         faulthandler.enable()
-    with Machine(nodes=1, memory="16M") as machine:
-        p = machine.spawn()
+    with one_process("16M") as (machine, p):
         a = p.mmap(None, PAGE, RW, ANON)
         if {faulthandler!r} == "after":
             faulthandler.enable()
@@ -79,8 +76,7 @@ def test_a_sent_signal_still_kills(child, faulthandler) -> None:
 def test_a_jump_into_a_window_dies(child) -> None:
     child(
         """
-    with Machine(nodes=1, memory="16M") as machine:
-        p = machine.spawn()
+    with one_process("16M") as (machine, p):
         a = p.mmap(None, PAGE, RW | PROT_EXEC, ANON)
         x = array(p, a, PAGE, np.uint8)
         x[:] = 0xC3
@@ -96,8 +92,7 @@ def test_somebody_elses_handler_gets_the_context(child) -> None:
     child("""
     from realmem._bench.fault_loops import ForeignHandler
     foreign = ForeignHandler()             # maps a page where its own region faults
-    with Machine(nodes=1, memory="16M") as machine:
-        p = machine.spawn()
+    with one_process("16M") as (machine, p):
         n = 64 * PAGE
         x = array(p, p.mmap(None, n, RW, ANON), n)
         for i in range(64):
@@ -115,11 +110,9 @@ def test_errno_and_other_signals_survive_a_fault(child) -> None:
     import ctypes.util, time
     hits = []
     signal.signal(signal.SIGALRM, lambda *a: hits.append(1))
-    with Machine(nodes=1, memory="64M") as machine:
-        p = machine.spawn()
+    with one_process("64M") as (machine, p):
         n = 4000 * PAGE
-        a = p.mmap(None, n, RW, ANON)
-        x = array(p, a, n)
+        a, x = mapped(p, n)
         signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
         for turn in range(3):
             x[::512] = turn
@@ -181,10 +174,8 @@ def test_first_spawn_in_a_thread(child) -> None:
 
 def test_os_fork_leaves_the_child_nothing(child) -> None:
     child("""
-    with Machine(nodes=1, memory="16M") as machine:
-        p = machine.spawn()
-        a = p.mmap(None, 8 * PAGE, RW, ANON)
-        x = array(p, a, 8 * PAGE)
+    with one_process("16M") as (machine, p):
+        a, x = mapped(p, 8 * PAGE)
         x[:] = 5
         pid = os.fork()
         if pid == 0:
@@ -252,8 +243,7 @@ def test_a_thousand_processes_come_and_go(child) -> None:
 def test_subprocesses_can_be_started(child) -> None:
     child("""
     import subprocess
-    with Machine(nodes=1, memory="16M") as machine:
-        p = machine.spawn()
+    with one_process("16M") as (machine, p):
         x = array(p, p.mmap(None, PAGE, RW, ANON), PAGE)
         x[0] = 1
         assert subprocess.run([sys.executable, "-c", "print(3)"], capture_output=True,

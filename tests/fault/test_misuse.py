@@ -6,8 +6,7 @@ from __future__ import annotations
 def test_a_write_from_a_window_does_not_wait_for_itself(child) -> None:
     """Its source faults, and the fault wants the lock that the write holds."""
     child("""
-    with Machine(nodes=1, memory="16M") as machine:
-        p = machine.spawn()
+    with one_process("16M") as (machine, p):
         a = p.mmap(None, 64 * PAGE, RW, ANON)
         p.write(a, p.view(a + 16 * PAGE, PAGE))
         p.write(a + 32 * PAGE, b"x" * PAGE)
@@ -18,8 +17,7 @@ def test_a_write_from_a_window_does_not_wait_for_itself(child) -> None:
 
 def test_mapped_frames_and_the_zero_page_are_not_the_callers_to_free(child) -> None:
     child("""
-    with Machine(nodes=1, memory="16M") as machine:
-        p = machine.spawn()
+    with one_process("16M") as (machine, p):
         a = p.mmap(None, 4 * PAGE, RW, ANON)
         p.read(a + PAGE, 1)
         zero = machine.pfn_to_page(pte(p, a + PAGE).decoded["pfn"])
@@ -41,8 +39,7 @@ def test_mapped_frames_and_the_zero_page_are_not_the_callers_to_free(child) -> N
 
 def test_absurd_lengths_end_at_the_first_bad_address(child) -> None:
     child("""
-    with Machine(nodes=1, memory="16M") as machine:
-        p = machine.spawn()
+    with one_process("16M") as (machine, p):
         a = p.mmap(None, 4 * PAGE, RW, ANON)
         for length in (5 * PAGE, 2**40, 2**63):
             error = raises(SegmentationFault, lambda: p.read(a, length))
@@ -52,8 +49,7 @@ def test_absurd_lengths_end_at_the_first_bad_address(child) -> None:
 
 def test_system_calls_are_refused_in_atomic_context(child) -> None:
     child("""
-    with Machine(nodes=1, memory="16M") as machine:
-        p = machine.spawn()
+    with one_process("16M") as (machine, p):
         with machine.atomic_context():
             raises(AtomicContextError, lambda: p.mmap(None, PAGE, RW, ANON))
         p.mmap(None, PAGE, RW, ANON)
@@ -62,8 +58,7 @@ def test_system_calls_are_refused_in_atomic_context(child) -> None:
 
 def test_a_fork_inside_a_guard_ends_it_quietly(child) -> None:
     child("""
-    with Machine(nodes=1, memory="16M") as machine:
-        p = machine.spawn()
+    with one_process("16M") as (machine, p):
         with p.guard():
             pid = os.fork()
         if pid == 0:

@@ -5,8 +5,7 @@ from __future__ import annotations
 
 def test_numpy_stores_and_loads_many_pages(child) -> None:
     child("""
-    with Machine(nodes=1, memory="64M") as machine:
-        p = machine.spawn()
+    with one_process("64M") as (machine, p):
         n = 300 * PAGE
         x = array(p, p.mmap(None, n, RW, ANON), n)
         data = np.random.default_rng(1).integers(0, 2**63, len(x)).astype(np.uint64)
@@ -22,10 +21,8 @@ def test_numpy_stores_and_loads_many_pages(child) -> None:
 
 def test_fresh_memory_reads_as_the_one_zero_page(child) -> None:
     child("""
-    with Machine(nodes=1, memory="64M") as machine:
-        p = machine.spawn()
-        a = p.mmap(None, 600 * PAGE, RW, ANON)
-        x = array(p, a, 600 * PAGE)
+    with one_process("64M") as (machine, p):
+        a, x = mapped(p, 600 * PAGE)
         assert x.sum() == 0 and p.rss == 0 and p.min_flt == 600
         pfns = {pte(p, a + i * PAGE).decoded["pfn"] for i in range(600)}
         assert len(pfns) == 1
@@ -40,12 +37,10 @@ def test_fresh_memory_reads_as_the_one_zero_page(child) -> None:
 
 def test_reused_frames_come_back_zeroed(child) -> None:
     child("""
-    with Machine(nodes=1, memory="16M") as machine:
-        p = machine.spawn()
+    with one_process("16M") as (machine, p):
         n = 1000 * PAGE
         for turn in range(4):
-            a = p.mmap(None, n, RW, ANON)
-            x = array(p, a, n)
+            a, x = mapped(p, n)
             if turn % 2:
                 assert x.sum() == 0         # the zero page first, or a frame at once
             x[::512] = 0
@@ -60,10 +55,8 @@ def test_reused_frames_come_back_zeroed(child) -> None:
 
 def test_munmap_splits_and_zaps(child) -> None:
     child("""
-    with Machine(nodes=1, memory="16M") as machine:
-        p = machine.spawn()
-        a = p.mmap(None, 3 * PAGE, RW, ANON)
-        x = array(p, a, 3 * PAGE)
+    with one_process("16M") as (machine, p):
+        a, x = mapped(p, 3 * PAGE)
         x[:] = 5
         p.munmap(a + PAGE, 1)
         assert [(v.start, v.end) for v in p.vmas] == [(a, a + PAGE), (a + 2 * PAGE, a + 3 * PAGE)]
@@ -88,8 +81,7 @@ def test_frames_and_host_memory_come_back_on_exit(child) -> None:
             if turn == 1:               # the first turn brings what stays, such as blocks
                 before, host = free_pages(machine), maps()
             p = machine.spawn()
-            a = p.mmap(None, 500 * PAGE, RW, ANON)
-            x = array(p, a, 500 * PAGE)
+            a, x = mapped(p, 500 * PAGE)
             x[:] = 1
             kids = [p.fork() for _ in range(3)]
             for kid in kids:
@@ -111,10 +103,8 @@ def test_frames_and_host_memory_come_back_on_exit(child) -> None:
 def test_walk_agrees_with_the_frames(child) -> None:
     """The entry's frame holds, through the direct map, what the view stored."""
     child("""
-    with Machine(nodes=1, memory="64M") as machine:
-        p = machine.spawn()
-        a = p.mmap(None, 20 * PAGE, RW, ANON)
-        x = array(p, a, 20 * PAGE)
+    with one_process("64M") as (machine, p):
+        a, x = mapped(p, 20 * PAGE)
         for i in range(20):
             x[i * 512 + i] = 1000 + i
         for i in range(20):
@@ -145,8 +135,7 @@ def test_walk_agrees_with_the_frames(child) -> None:
 
 def test_software_and_hardware_see_the_same(child) -> None:
     child("""
-    with Machine(nodes=1, memory="64M") as machine:
-        p = machine.spawn()
+    with one_process("64M") as (machine, p):
         n = 50 * PAGE
         a = p.mmap(None, n, RW, ANON)
         data = bytes(np.random.default_rng(2).integers(0, 256, n, dtype=np.uint8))
@@ -179,8 +168,7 @@ def test_system_call_on_unmapped_window_memory_fails(child) -> None:
     """No signal comes when the host kernel meets a page that only our handler could map."""
     child("""
     import errno
-    with Machine(nodes=1, memory="16M") as machine:
-        p = machine.spawn()
+    with one_process("16M") as (machine, p):
         a = p.mmap(None, 2 * PAGE, RW, ANON)
         v = p.view(a, 2 * PAGE)
         r, w = os.pipe()
@@ -205,11 +193,9 @@ def test_host_mappings_agree_with_the_entries(child) -> None:
                 if start < base + length and end > base:
                     found.append((max(start, base), min(end, base + length), perms))
         return found
-    with Machine(nodes=1, memory="64M") as machine:
-        p = machine.spawn()
+    with one_process("64M") as (machine, p):
         n = 700 * PAGE
-        a = p.mmap(None, n, RW, ANON)
-        x = array(p, a, n)
+        a, x = mapped(p, n)
         rng = np.random.default_rng(3)
         for i in rng.permutation(700)[:300]:
             x[i * 512] = i

@@ -9,8 +9,7 @@ STORM = """
     from realmem._bench.fault_loops import stop_storm, storm
 
     def run(seconds, pages, disturb, threads=2, **options):
-        with Machine(nodes=1, memory="64M", **options) as machine:
-            p = machine.spawn()
+        with one_process("64M", **options) as (machine, p):
             a = p.mmap(None, pages * PAGE, RW, ANON)
             before = free_pages(machine)
             at = p.host_address(a)
@@ -180,8 +179,7 @@ def test_processes_storm_beside_each_other(child, soak_factor) -> None:
             while time.monotonic() < deadline:
                 p = machine.spawn(f"p{{i}}")
                 n = int(rng.integers(1, 40))
-                a = p.mmap(None, n * PAGE, RW, ANON)
-                x = array(p, a, n * PAGE)
+                a, x = mapped(p, n * PAGE)
                 assert not x.any()
                 x[:] = i + 1
                 c = p.fork()
@@ -229,11 +227,9 @@ def test_at_the_hosts_limit_of_vmas(child) -> None:
     libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
     libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-    with Machine(nodes=1, memory="64M", window="1G") as machine:
-        p = machine.spawn()
+    with one_process("64M", window="1G") as (machine, p):
         n = 3000
-        a = p.mmap(None, n * PAGE, RW, ANON)
-        x = array(p, a, n * PAGE)
+        a, x = mapped(p, n * PAGE)
         order = np.random.default_rng(5).permutation(n)
         early = set(order[:1500].tolist())
         for i in order[:1500]:

@@ -21,7 +21,7 @@ def take_all(machine, gfp, order):
     kept = []
     try:
         while True:
-            kept.append(machine.alloc_pages(gfp, order))
+            kept.append(machine.alloc_pages(gfp | GFP.NOWARN, order))
     except rm.OutOfMemory:
         return kept
 
@@ -83,3 +83,35 @@ def test_the_reserve_comes_back_before_a_request_fails(machine, only_reserve):
     if page is not None:
         machine.free_page(page)
     assert reserved(machine) < before
+
+
+@pytest.mark.conformance("BD-31")
+@pytest.mark.parametrize("order", [9, 10])
+def test_a_request_of_whole_pageblocks_reserves_them(order):
+    """Each of the pageblocks that it lies in, whatever their number."""
+    with rm.Machine(nodes=1, memory="1G", zones={"DMA": 0, "DMA32": "4G"}) as machine:
+        machine.sysctl["vm.min_free_kbytes"] = 32 << 10     # some blocks between low and min
+        zone = machine.nodes[0].zones[0]
+        kept = take_all(machine, GFP.KERNEL | GFP.NORETRY, 10)
+        block = None
+        while block is None or block.migratetype != "HighAtomic":
+            block = machine.alloc_pages(GFP.ATOMIC, order)
+            kept.append(block)
+        before = reserved(machine)
+        assert before == 1 << order
+        assert [machine.pfn_to_page(block.pfn + i).migratetype
+                for i in range(0, 1 << order, 512)] == ["HighAtomic"] * (1 << order - 9)
+        machine.check()
+        kept.remove(block)
+        machine.free_pages(block, order)
+        machine.drain_all_pages()
+        assert zone.free_area_by_type["HighAtomic"][order] == 1
+        machine.check()
+        # A request that may wait gets it back rather than fail.
+        kept += take_all(machine, GFP.KERNEL | GFP.NORETRY, order)
+        again = take_all(machine, GFP.KERNEL | GFP.MEMALLOC | GFP.NORETRY, order)
+        assert reserved(machine) < before or order == 9
+        for page in kept + again:
+            machine.free_pages(page, page.order)
+        machine.drain_all_pages()
+        machine.check()

@@ -97,7 +97,7 @@ def _from_c(machine: Machine, options: Options) -> Iterator[Result]:
     most = min(len(runnable(node)), options.threads or 2, 2)
     for state in ("fresh",) if options.quick else ("fresh", "aged"):
         options.progress(f"orders and patterns, {state} free lists")
-        rows = Rows(runnable(node)[:most], rounds=40 if options.quick else 1000)
+        rows = Rows(runnable(node)[:most], rounds=40 if options.quick else 300)
         allocator = rows.realmem(machine, node.id)
         with rows.aged(allocator, node.free_pages * 3 // 4, options.seed, state == "aged"):
             for row in _orders(allocator, node.free_pages, most, options):
@@ -142,7 +142,7 @@ def batch_row(
     """
     label: dict[str, Param] = {"order": order, "pattern": pattern, "threads": threads}
     if pattern == "pair":
-        return Row(allocator, pattern, order, threads=threads, turns=1000, label=label)
+        return Row(allocator, pattern, order, threads=threads, turns=4000, label=label)
     shuffle = list(range(held))
     shuffler.shuffle(shuffle)
     turns = max(1, 1024 // held)
@@ -161,7 +161,7 @@ def _from_python(machine: Machine, options: Options) -> Iterator[Result]:
     if node is None:
         return
     options.progress("calls from Python")
-    rounds = 30 if options.quick else 1000
+    rounds = 30 if options.quick else 300
     with pinned_to(runnable(node)[:1]):
         pairs = [python_pair_ns(machine) for _ in range(rounds)]
         bulks = [python_bulk_ns(machine, 64) for _ in range(rounds)]

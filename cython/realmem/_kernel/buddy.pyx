@@ -389,10 +389,13 @@ cdef void reserve_highatomic_pageblock(zone* z, page* p, unsigned int order) noe
     spin_lock(&z.lock)
     settle_locked(z)
     migratetype = get_pageblock_migratetype(z, pfn)
-    if (z.nr_reserved_highatomic < most and migratetype < MIGRATE_PCPTYPES
-            and order < PAGEBLOCK_ORDER and block_in_zone(z, start)):
-        move_freepages_block(z, start, MIGRATE_HIGHATOMIC)
-        z.nr_reserved_highatomic += PAGEBLOCK_NR_PAGES
+    if z.nr_reserved_highatomic < most and migratetype < MIGRATE_PCPTYPES:
+        if order >= PAGEBLOCK_ORDER:
+            change_pageblock_range(z, pfn, order, MIGRATE_HIGHATOMIC)
+            z.nr_reserved_highatomic += <int64_t>1 << order
+        elif block_in_zone(z, start):
+            move_freepages_block(z, start, MIGRATE_HIGHATOMIC)
+            z.nr_reserved_highatomic += PAGEBLOCK_NR_PAGES
     spin_unlock(&z.lock)
 
 

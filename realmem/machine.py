@@ -17,6 +17,7 @@ from realmem.zonelist import build_zonelists, fallback_orders
 
 if TYPE_CHECKING:
     from realmem._core.frames import Page, PageArray
+    from realmem._core.inject import Injection
     from realmem._core.quicklists import Quicklists
     from realmem.pool import Pool
     from realmem.process import Process, ProcessTable
@@ -313,6 +314,36 @@ class Machine:
             yield
         finally:
             self._allocator.leave_atomic()
+
+    def inject(
+        self,
+        point: str,
+        *,
+        nth: int | None = None,
+        probability: float = 0.0,
+        times: int | None = None,
+        seed: int = 0,
+    ) -> Injection:
+        """
+        Make attempts fail inside a ``with``, to see what becomes of them.
+
+        Compare lib/fault-inject.c and /proc/PID/fail-nth.  A request with ``GFP.NOFAIL`` does
+        not fail.  Of two that are nested at one point only the inner one is in force.
+
+        :param point: ``"page_alloc"``: each call of the page allocator is an attempt, by
+            whichever thread, faults and the machine's own needs included.
+        :param nth: the attempt that fails, counted from 1 on entry.
+        :param probability: of each attempt to fail, instead.
+        :param times: so many failures at most; None is 1 with ``nth``, no limit otherwise.
+            With ``nth``, those right behind it.
+        :param seed: of the random choice.
+        :return: a context manager, whose ``attempts`` and ``failures`` count.
+        :raises ValueError: an unknown point, a number out of range, or nothing that could fail.
+        """
+        from realmem.inject import injection
+
+        self._allocator.check_alive()
+        return injection(self._allocator, point, nth, probability, times, seed)
 
     # ---- life ----
 

@@ -326,6 +326,24 @@ cdef enum:
     MACHINE_PAGE_OWNER = 2
     MACHINE_DEBUG1 = 4
     MACHINE_DEBUG2 = 8
+    MACHINE_INJECT = 16         # some attempts to allocate pages are made to fail
+
+# What can be made to fail.
+cdef enum:
+    INJECT_PAGE_ALLOC = 0
+    INJECT_SLAB = 1
+    NR_INJECT_POINTS = 2
+
+# When attempts fail.  Compare struct fault_attr (include/linux/fault-inject.h).
+cdef struct fault_attr:
+    spinlock lock
+    int32_t active
+    uint64_t nth                # attempts until one fails; 0: none by number
+    uint64_t threshold          # of 2**32: so likely is any other to fail
+    int64_t times               # failures left; negative: no limit
+    uint64_t random             # state
+    uint64_t attempts           # since it was set
+    uint64_t failures
 
 cdef struct machine:
     # Read-mostly after construction.
@@ -359,6 +377,7 @@ cdef struct machine:
     # Frames found corrupted when they were to be given out; the last one's number.
     int64_t nr_bad_pages
     uint64_t bad_pfn
+    fault_attr faults[2]        # NR_INJECT_POINTS
 
 cdef inline uint64_t page_to_pfn(const machine* m, const page* p) noexcept nogil:
     return (<uint64_t>p - <uint64_t>m.vmemmap) >> STRUCT_PAGE_SHIFT

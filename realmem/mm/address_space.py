@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 
 from realmem._core.mm import AddressSpace as Core
 from realmem._core.mm import Mmu
+from realmem.errors import HostError, OutOfMemory
 from realmem.layout import PAGE_SIZE
 from realmem.mm.vma import Change, Vma, VmaSet
 
@@ -75,15 +77,19 @@ class MemoryMap:
         Make a copy-on-write copy.
 
         :raises OSError: ENOMEM, no frames for the child's page tables.
+        :raises HostError: no host address space for its window.
         """
         with self.lock:
-            child = MemoryMap(
-                Core(self.core.mmu, pid, -1 if node is None else node, self.core.length),
-                VmaSet(self.vmas.vmas),
-            )
+            try:
+                core = Core(self.core.mmu, pid, -1 if node is None else node, self.core.length)
+            except OutOfMemory as why:
+                raise OSError(errno.ENOMEM, "cannot allocate memory") from why
+            child = MemoryMap(core, VmaSet(self.vmas.vmas))
             if child.core.user_start != self.core.user_start:
                 child.core.exit()
-                raise MemoryError("the host has no room for a window as long as the parent's")
+                raise HostError(
+                    errno.ENOMEM, "the host has no room for a window as long as the parent's"
+                )
             try:
                 self.core.fork_into(child.core)
             except BaseException:

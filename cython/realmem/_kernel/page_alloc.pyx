@@ -14,9 +14,11 @@ from realmem._kernel.buddy cimport (
     reserve_highatomic_pageblock, rmqueue_locked, unreserve_highatomic_pageblock,
     zone_watermark_ok,
 )
+from realmem._kernel.fault_inject cimport should_fail
 from realmem._kernel.pcp cimport order_to_pindex, pcp_allowed_order, rmqueue_pcplist
 from realmem._kernel.percpu cimport (
-    area_enter, area_exit, area_set_cpu, attach_areas, current_area, drain_all_pages,
+    area_enter, area_exit, area_set_cpu, attach_areas, count_vm_event, current_area,
+    drain_all_pages,
 )
 from realmem.compiler cimport (
     SEQ_CST, atomic64_add_return, barrier, cpu_hint, likely, peek64, poke_int, spin_lock,
@@ -25,7 +27,8 @@ from realmem.compiler cimport (
 from realmem.types cimport (
     ALLOCSTALL, COUNTS_FREE, COUNTS_NEW, GFP_COMP, GFP_DIRECT_RECLAIM, GFP_HIGH,
     GFP_KSWAPD_RECLAIM, GFP_MEMALLOC, GFP_NOFAIL, GFP_NOMEMALLOC, GFP_NORETRY,
-    GFP_RETRY_MAYFAIL, GFP_THISNODE, GFP_ZERO, KSWAPD_WAKE, MACHINE_POISON, MAX_NR_ZONES,
+    GFP_RETRY_MAYFAIL, GFP_THISNODE, GFP_ZERO, INJECT_PAGE_ALLOC, KSWAPD_WAKE, MACHINE_INJECT,
+    MACHINE_POISON, MAX_NR_ZONES,
     NUMA_FOREIGN, NUMA_HIT, NUMA_INTERLEAVE_HIT, NUMA_LOCAL, NUMA_MISS, NUMA_OTHER,
     PAGE_ALLOCATED, PAGE_ALLOC_COSTLY_ORDER, PAGE_BAD, PAGE_FLAGS_CHECK_AT_FREE, PAGE_SIZE,
     PG_head, PG_poisoned, PG_tail, WMARK_HIGH, ZONE_BELOW_HIGH, ZONE_NORMAL, alloc_memo,
@@ -88,25 +91,40 @@ cdef page* alloc_pages_node(machine* m, int nid, uint32_t gfp,
 
 cdef page* alloc_pages_slow(machine* m, int nid, uint32_t gfp,
                             unsigned int order) noexcept nogil:
-    cdef cpu_area* area = area_enter(m)
+    cdef cpu_area* area
     cdef zone** zonelist
     cdef int asked = nid
     cdef int highest
     cdef page* p
-    if unlikely(this_cpu_id() != area.cpu):
-        area_set_cpu(area)
+    if unlikely(m.options & MACHINE_INJECT) and should_fail_alloc_page(m, gfp):
+        return NULL
+    area = area_enter_here(m)
     if nid < 0:
         nid = area.nid
     highest = gfp_zone(gfp)
     zonelist = m.zonelists[(nid * 2 + ((gfp & GFP_THISNODE) != 0)) * MAX_NR_ZONES + highest]
     if (pcp_allowed_order(order) and not gfp & (GFP_ZERO | GFP_COMP)
-            and not m.options & MACHINE_POISON and zonelist[0] != NULL):
+            and not m.options & (MACHINE_POISON | MACHINE_INJECT) and zonelist[0] != NULL):
         remember_alloc(area, asked, gfp, order, zonelist[0], highest)
     p = rmqueue_fast(m, area, zonelist[0], highest, gfp, order)
-    if unlikely(p == NULL):
-        p = alloc_pages_general(m, area, zonelist, highest, gfp, order)
     area_exit(area)
+    if unlikely(p == NULL):
+        p = alloc_pages_general(m, zonelist, highest, gfp, order)
     return p
+
+
+# Enter the thread's area, which knows the CPU that the thread is on.
+cdef inline cpu_area* area_enter_here(machine* m) noexcept nogil:
+    cdef cpu_area* area = area_enter(m)
+    if unlikely(this_cpu_id() != area.cpu):
+        area_set_cpu(area)
+    return area
+
+
+# Compare mm/fail_page_alloc.c:should_fail_alloc_page(); here requests that may reclaim fail
+# too, as that file's ignore-gfp-wait off makes them.
+cdef bint should_fail_alloc_page(machine* m, uint32_t gfp) noexcept nogil:
+    return not gfp & GFP_NOFAIL and should_fail(&m.faults[INJECT_PAGE_ALLOC])
 
 
 # Work out what the fast path needs for the next such request.
@@ -173,22 +191,29 @@ cdef inline bint above_high_mark(zone* z, int highest, unsigned int order) noexc
 
 
 # Everything else: other zones and nodes, refills, watermarks, reclaim.
-cdef page* alloc_pages_general(machine* m, cpu_area* area, zone** zonelist, int highest,
-                               uint32_t gfp, unsigned int order) noexcept nogil:
+cdef page* alloc_pages_general(machine* m, zone** zonelist, int highest, uint32_t gfp,
+                               unsigned int order) noexcept nogil:
     cdef page* p
     if zonelist[0] == NULL:
         return NULL
-    p = get_page_from_freelist(m, area, zonelist, highest, gfp, order,
+    p = get_page_from_freelist(m, zonelist, highest, gfp, order,
                                ALLOC_WMARK_LOW | nofragment_flag(zonelist[0]))
     if p == NULL:
-        p = alloc_pages_slowpath(m, area, zonelist, highest, gfp, order)
+        p = alloc_pages_slowpath(m, zonelist, highest, gfp, order)
     return p
 
 
 # Walk the zonelist; NULL when no zone may give a block.  Compare get_page_from_freelist().
-cdef page* get_page_from_freelist(machine* m, cpu_area* area, zone** zonelist, int highest,
-                                  uint32_t gfp, unsigned int order,
-                                  unsigned int alloc_flags) noexcept nogil:
+cdef page* get_page_from_freelist(machine* m, zone** zonelist, int highest, uint32_t gfp,
+                                  unsigned int order, unsigned int alloc_flags) noexcept nogil:
+    cdef cpu_area* area = area_enter_here(m)
+    cdef page* p = walk_zonelist(m, area, zonelist, highest, gfp, order, alloc_flags)
+    area_exit(area)
+    return p
+
+
+cdef page* walk_zonelist(machine* m, cpu_area* area, zone** zonelist, int highest, uint32_t gfp,
+                         unsigned int order, unsigned int alloc_flags) noexcept nogil:
     cdef zone* z
     cdef zone* preferred = zonelist[0]
     cdef bint no_fallback = (alloc_flags & ALLOC_NOFRAGMENT) != 0
@@ -335,34 +360,32 @@ cdef inline void zone_statistics(cpu_area* area, zone* preferred, zone* z,
 
 # Nothing above the low mark: go down to the min mark or below it as gfp allows, then
 # reclaim, then give up.  Compare __alloc_pages_slowpath().
-cdef page* alloc_pages_slowpath(machine* m, cpu_area* area, zone** zonelist, int highest,
-                                uint32_t gfp, unsigned int order) noexcept nogil:
+cdef page* alloc_pages_slowpath(machine* m, zone** zonelist, int highest, uint32_t gfp,
+                                unsigned int order) noexcept nogil:
     cdef unsigned int alloc_flags = gfp_to_alloc_flags(gfp, order)
     cdef int turns = 0
     cdef int64_t progress
     cdef page* p
     if gfp & GFP_KSWAPD_RECLAIM:
-        area.events[KSWAPD_WAKE] += 1
+        count_vm_event(m, KSWAPD_WAKE, 1)
         alloc_flags |= nofragment_flag(zonelist[0])
-    p = get_page_from_freelist(m, area, zonelist, highest, gfp, order, alloc_flags)
+    p = get_page_from_freelist(m, zonelist, highest, gfp, order, alloc_flags)
     if p != NULL:
         return p
     if gfp & GFP_MEMALLOC and not gfp & GFP_NOMEMALLOC:
         alloc_flags = ALLOC_NO_WATERMARKS | (alloc_flags & ALLOC_KSWAPD)
-        p = get_page_from_freelist(m, area, zonelist, highest, gfp, order, alloc_flags)
+        p = get_page_from_freelist(m, zonelist, highest, gfp, order, alloc_flags)
         if p != NULL:
             return p
     if not gfp & GFP_DIRECT_RECLAIM:
         return NULL
     while True:
-        area.events[ALLOCSTALL + zonelist[0].kind] += 1
-        area_exit(area)
+        count_vm_event(m, ALLOCSTALL + zonelist[0].kind, 1)
         progress = 0
         if m.reclaim != NULL:
             progress = m.reclaim(m, zonelist[0], gfp, order)
         drain_all_pages(m)
-        area = area_enter(m)
-        p = get_page_from_freelist(m, area, zonelist, highest, gfp, order, alloc_flags)
+        p = get_page_from_freelist(m, zonelist, highest, gfp, order, alloc_flags)
         if p != NULL:
             return p
         if unreserve_highatomic(zonelist, False):
@@ -377,7 +400,7 @@ cdef page* alloc_pages_slowpath(machine* m, cpu_area* area, zone** zonelist, int
             turns = 0
     if gfp & GFP_NOFAIL:
         # The last resort before failing all the same: below every mark.
-        return get_page_from_freelist(m, area, zonelist, highest, gfp, order,
+        return get_page_from_freelist(m, zonelist, highest, gfp, order,
                                       ALLOC_NO_WATERMARKS)
     return NULL
 
@@ -418,20 +441,23 @@ cdef page* alloc_page_interleave(machine* m, int nid, uint32_t gfp,
 
 cdef uint64_t alloc_pages_bulk(machine* m, int nid, uint32_t gfp, uint64_t n,
                                uint64_t* pfns_ret) noexcept nogil:
-    cdef cpu_area* area = area_enter(m)
+    cdef cpu_area* area
     cdef zone** zonelist
     cdef int highest = gfp_zone(gfp)
     cdef uint64_t i = 0
     cdef page* p
-    if unlikely(this_cpu_id() != area.cpu):
-        area_set_cpu(area)
+    if unlikely(m.options & MACHINE_INJECT) and should_fail_alloc_page(m, gfp):
+        return 0
+    area = area_enter_here(m)
     if nid < 0:
         nid = area.nid
     zonelist = m.zonelists[(nid * 2 + ((gfp & GFP_THISNODE) != 0)) * MAX_NR_ZONES + highest]
     while i < n:
         p = rmqueue_fast(m, area, zonelist[0], highest, gfp, 0)
         if unlikely(p == NULL):
-            p = alloc_pages_general(m, area, zonelist, highest, gfp, 0)
+            area_exit(area)
+            p = alloc_pages_general(m, zonelist, highest, gfp, 0)
+            area = area_enter_here(m)
             if p == NULL:
                 break
         pfns_ret[i] = page_to_pfn(m, p)

@@ -14,9 +14,9 @@ from realmem.compiler cimport (
     SEQ_CST, atomic_add_return, barrier, likely, poke_int, spin_lock, spin_unlock, unlikely,
 )
 from realmem.types cimport (
-    COUNTS_FREE, COUNTS_NEW, MACHINE_POISON, MIGRATE_ISOLATE, MIGRATE_MOVABLE,
-    MIGRATE_PCPTYPES, PAGE_ALLOC_COSTLY_ORDER, PAGE_ALLOCATED, PAGE_BAD, PAGE_BUDDY,
-    PAGE_FLAGS_CHECK_AT_FREE, PAGE_PCP, PAGE_POISON, PAGE_RESERVED, PAGE_SIZE, PAGE_TAIL, PAGE_ZONE_SHIFT,
+    COUNTS_FREE, COUNTS_NEW, MACHINE_POISON, MIGRATE_ISOLATE, MIGRATE_MOVABLE, MIGRATE_PCPTYPES,
+    PAGE_ALLOC_COSTLY_ORDER, PAGE_ALLOCATED, PAGE_BAD, PAGE_BUDDY, PAGE_FLAGS_CHECK_AT_FREE,
+    PAGE_PCP, PAGE_POISON, PAGE_RESERVED, PAGE_SIZE, PAGE_TAIL, PAGE_ZONE_SHIFT,
     PAGEBLOCK_ORDER, PCPF_PREV_FREE_HIGH_ORDER, PGFREE, TYPES_SHIFT, cpu_area, free_memo,
     list_add, list_head, machine, page, page_address, page_to_pfn, page_zone, per_cpu_pages,
     pfn_to_page, PG_head, PG_poisoned, zone,

@@ -1,0 +1,52 @@
+"""Making attempts fail on request, as Linux's fault injection does."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from realmem._core.inject import POINTS, Injection
+
+if TYPE_CHECKING:
+    from realmem._core.machine import MachineCore
+
+
+def _count(value: int | None, what: str, least: int, absent: int) -> int:
+    if value is None:
+        return absent
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{what} must be an int, not {value!r}")
+    if not least <= value < 2**63:
+        raise ValueError(f"{what} must be within {least} and 2**63 - 1: {value}")
+    return value
+
+
+def injection(
+    core: MachineCore,
+    point: str,
+    nth: int | None,
+    probability: float,
+    times: int | None,
+    seed: int,
+) -> Injection:
+    """
+    Check the arguments of :meth:`realmem.Machine.inject` and make its context manager.
+
+    :raises ValueError: an unknown point, a number out of range, or nothing that could fail.
+    :raises TypeError: arguments of other types.
+    """
+    if point not in POINTS:
+        raise ValueError(f"nothing to inject at {point!r}: the points are {', '.join(POINTS)}")
+    if isinstance(probability, bool) or not isinstance(probability, (int, float)):
+        raise TypeError(f"probability must be a number, not {probability!r}")
+    if math.isnan(probability) or not 0 <= probability <= 1:
+        raise ValueError(f"probability must be within 0 and 1: {probability}")
+    number = _count(nth, "nth", 1, 0)
+    if not number and not probability:
+        raise ValueError("nothing would fail: give nth or a probability")
+    if number and probability:
+        raise ValueError("give nth or a probability, not both")
+    most = _count(times, "times", 1, 1 if number else -1)
+    return Injection(
+        core, POINTS.index(point), number, float(probability), most, _count(seed, "seed", 0, 0)
+    )

@@ -6,19 +6,12 @@ import math
 from typing import TYPE_CHECKING
 
 from realmem._core.inject import POINTS, Injection
+from realmem.arguments import as_int
 
 if TYPE_CHECKING:
     from realmem._core.machine import MachineCore
 
-
-def _count(value: int | None, what: str, least: int, absent: int) -> int:
-    if value is None:
-        return absent
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{what} must be an int, not {value!r}")
-    if not least <= value < 2**63:
-        raise ValueError(f"{what} must be within {least} and 2**63 - 1: {value}")
-    return value
+MOST = 2**63 - 1
 
 
 def injection(
@@ -41,12 +34,15 @@ def injection(
         raise TypeError(f"probability must be a number, not {probability!r}")
     if math.isnan(probability) or not 0 <= probability <= 1:
         raise ValueError(f"probability must be within 0 and 1: {probability}")
-    number = _count(nth, "nth", 1, 0)
+    number = 0 if nth is None else as_int(nth, "nth", 1, MOST)
     if not number and not probability:
         raise ValueError("nothing would fail: give nth or a probability")
     if number and probability:
         raise ValueError("give nth or a probability, not both")
-    most = _count(times, "times", 1, 1 if number else -1)
+    if times is not None:
+        most = as_int(times, "times", 1, MOST)
+    else:
+        most = 1 if number else -1
     return Injection(
-        core, POINTS.index(point), number, float(probability), most, _count(seed, "seed", 0, 0)
+        core, POINTS.index(point), number, float(probability), most, as_int(seed, "seed", 0, MOST)
     )

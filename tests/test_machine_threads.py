@@ -173,3 +173,34 @@ print(outcomes)
 """)
     assert child.returncode == 0, child.stderr
     assert child.stdout == "{'this machine is closed'}\n"
+
+
+def test_the_lists_of_very_many_threads_are_counted():
+    """The books hold however many threads there are; what they keep is added up by CPU."""
+    before = threading.stack_size(256 << 10)
+    ready, leave = threading.Semaphore(0), threading.Event()
+    with rm.Machine(nodes=1, memory="64M") as machine:
+        zone = machine.nodes[0].zones[-1]
+
+        def work() -> None:
+            machine.free_page(machine.alloc_pages(rm.GFP_KERNEL, 0))
+            ready.release()
+            leave.wait()
+
+        threads = [threading.Thread(target=work) for _ in range(1100)]
+        try:
+            for thread in threads:
+                thread.start()
+            for _ in threads:
+                ready.acquire()
+            lists = machine._allocator.pcp_stat(zone.index)
+            assert sum(one["count"] for one in lists) >= len(threads)
+            assert zone.free_pages + sum(one["count"] for one in lists) == zone.managed_pages
+            assert len({one["cpu"] for one in lists}) == len(lists)
+            machine.check()
+        finally:
+            leave.set()
+            for thread in threads:
+                thread.join()
+            threading.stack_size(before)
+        machine.check()

@@ -4,10 +4,10 @@ from libc.stdint cimport int64_t, uint64_t
 
 from realmem._core.machine cimport MachineCore
 from realmem._kernel.fault_inject cimport set_fault_attr
-from realmem.types cimport NR_INJECT_POINTS, fault_attr
+from realmem.types cimport fault_attr
 
-# By their numbers in types.pxd.
-POINTS = ("page_alloc", "slab")
+# By their numbers in types.pxd, those that are there.
+POINTS = ("page_alloc",)
 
 
 cdef class Injection:
@@ -32,7 +32,7 @@ cdef class Injection:
 
     def __cinit__(self, MachineCore core not None, int point, uint64_t nth, double probability,
                   int64_t times, uint64_t seed):
-        if not 0 <= point < NR_INJECT_POINTS or not 0 <= probability <= 1:
+        if not 0 <= point < len(POINTS) or not 0 <= probability <= 1:
             raise ValueError("point or probability is out of range")
         self.core = core
         self.point = point

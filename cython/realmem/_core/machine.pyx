@@ -1,5 +1,6 @@
 # cython: language_level=3
 """A machine's structures: made, published to, counted, given back."""
+from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from libc.errno cimport errno
 from libc.stdint cimport int32_t, uint8_t, uint64_t
 from libc.string cimport memset, strerror
@@ -11,7 +12,7 @@ from realmem._kernel.percpu cimport (
     thaw_cpu_areas,
 )
 from realmem._kernel.stat cimport (
-    count_frames, frame_stat, list_pcp_stats, pcp_stat, sum_vm_events, sum_zone_events,
+    count_frames, frame_stat, pcp_stat, sum_pcp_stats, sum_vm_events, sum_zone_events,
 )
 from realmem.compiler cimport spin_lock, spin_unlock
 from realmem.linux cimport (
@@ -222,18 +223,18 @@ cdef class MachineCore:
 
         Threads that last ran on the same CPU are shown as one.
         """
-        cdef pcp_stat stats[1024]
-        cdef int n
+        cdef pcp_stat* stats
         cdef int i
         self.zone_at(index)
-        n = min(list_pcp_stats(self.m, index, stats, 1024), 1024)
-        by_cpu = {}
-        for i in range(n):
-            entry = by_cpu.setdefault(stats[i].cpu,
-                                      {"cpu": stats[i].cpu, "count": 0, "high": 0})
-            entry["count"] += stats[i].count
-            entry["high"] = max(entry["high"], stats[i].high)
-        return [by_cpu[cpu] for cpu in sorted(by_cpu)]
+        stats = <pcp_stat*>PyMem_Calloc(1 + self.m.nr_cpu_ids, sizeof(pcp_stat))
+        if stats == NULL:
+            raise MemoryError
+        try:
+            sum_pcp_stats(self.m, index, stats)
+            return [{"cpu": i - 1, "count": stats[i].count, "high": stats[i].high}
+                    for i in range(1 + self.m.nr_cpu_ids) if stats[i].threads]
+        finally:
+            PyMem_Free(stats)
 
     def events(self):
         """Count machine-wide events: a dict from the names of EVENT_NAMES to ints."""

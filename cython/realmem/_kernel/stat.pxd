@@ -3,10 +3,11 @@ from libc.stdint cimport int32_t, uint64_t
 
 from realmem.types cimport machine
 
+# One CPU's lists of a zone: those of every thread that last ran there.
 cdef struct pcp_stat:
-    int32_t cpu
-    int32_t count
-    int32_t high
+    int32_t threads
+    int32_t count               # pages in all of them
+    int32_t high                # of the longest
 
 # pgalloc and the six NUMA counters of a zone, as counts_ret[0] and counts_ret[1..6].
 cdef void sum_zone_events(machine* m, int index, uint64_t* counts_ret) noexcept nogil
@@ -14,8 +15,9 @@ cdef void sum_zone_events(machine* m, int index, uint64_t* counts_ret) noexcept 
 # The machine-wide counters, NR_VM_EVENT_ITEMS of them.
 cdef void sum_vm_events(machine* m, uint64_t* events_ret) noexcept nogil
 
-# What each thread's lists of a zone hold: up to `most` entries; returns how many there are.
-cdef int list_pcp_stats(machine* m, int index, pcp_stat* stats_ret, int most) noexcept nogil
+# What the lists of a zone hold, added to stats_ret[1 + cpu], [0] for threads that ran nowhere
+# yet: 1 + m.nr_cpu_ids entries, zeroed by the caller.
+cdef void sum_pcp_stats(machine* m, int index, pcp_stat* stats_ret) noexcept nogil
 
 cdef struct frame_stat:
     uint64_t anon               # pages of anonymous memory

@@ -39,20 +39,18 @@ cdef void sum_vm_events(machine* m, uint64_t* events_ret) noexcept nogil:
     spin_unlock(&m.areas_lock)
 
 
-cdef int list_pcp_stats(machine* m, int index, pcp_stat* stats_ret, int most) noexcept nogil:
+cdef void sum_pcp_stats(machine* m, int index, pcp_stat* stats_ret) noexcept nogil:
     cdef cpu_area* area
-    cdef int n = 0
+    cdef pcp_stat* of_cpu
     spin_lock(&m.areas_lock)
     area = m.areas
     while area != NULL:
-        if n < most:
-            stats_ret[n].cpu = area.cpu
-            stats_ret[n].count = area.pcp[index].count
-            stats_ret[n].high = area.pcp[index].high
-        n += 1
+        of_cpu = stats_ret + (1 + area.cpu if 0 <= area.cpu < m.nr_cpu_ids else 0)
+        of_cpu.threads += 1
+        of_cpu.count += area.pcp[index].count
+        of_cpu.high = max(of_cpu.high, area.pcp[index].high)
         area = area.next
     spin_unlock(&m.areas_lock)
-    return n
 
 
 cdef void count_frames(const machine* m, int nid, frame_stat* ret) noexcept nogil:

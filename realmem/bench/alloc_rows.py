@@ -68,11 +68,10 @@ class Rows:
     """
 
     def __init__(self, cpus: Sequence[int], rounds: int) -> None:
-        from realmem._bench import alloc
+        from realmem._bench.alloc import Session
 
-        self._compiled = alloc
         self._cpus = list(cpus)
-        self._session = alloc.Session(len(self._cpus), rounds)
+        self._session = Session(len(self._cpus), rounds)
         self.rows: list[Row] = []
 
     @property
@@ -82,7 +81,9 @@ class Rows:
 
     def realmem(self, machine: Machine, nid: int) -> Any:
         """Give a machine's page allocator, asked for memory of node ``nid``."""
-        return self._compiled.RealmemAllocator(machine._allocator, nid, int(GFP_KERNEL))
+        from realmem._bench.target import RealmemAllocator
+
+        return RealmemAllocator(machine._allocator, nid, int(GFP_KERNEL))
 
     def llfree(self, path: Path, frames: int) -> Any:
         """
@@ -166,7 +167,9 @@ class Rows:
         if not wanted:
             yield
             return
-        hold = self._compiled.Hold(allocator)
+        from realmem._bench.hold import Hold
+
+        hold = Hold(allocator)
         keep = bytes(byte & 1 for byte in random.Random(seed).randbytes(pages))
         hold.age(pages, keep)
         try:

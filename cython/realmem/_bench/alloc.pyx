@@ -1,22 +1,20 @@
 # cython: cdivision=True, boundscheck=False, wraparound=False, initializedcheck=False
 """
-Loops that time page allocators from C: realmem's own and, beside it, LLFree's (llfree.pyx).
+Loops that time page allocators from C: realmem's own and, beside it, LLFree's.
 
-Each allocator is called through one function pointer with its own signature, so neither pays
-for an adapter that the other is spared.  Threads are Python's, pinned by their caller; the
-measuring itself runs without the GIL.
+Threads are Python's, pinned by their caller; the measuring itself runs without the GIL.
 """
 from libc.math cimport NAN
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
-from posix.stdlib cimport posix_memalign
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
-from realmem._core.pages cimport PageAllocator
-from realmem._kernel.page_alloc cimport alloc_pages_bulk, alloc_pages_node, gfp_is_valid
-from realmem._kernel.page_free cimport free_pages, free_pages_bulk
-from realmem._kernel.percpu cimport drain_all_pages
+from realmem._bench.target cimport (
+    LLFREE, REALMEM, Allocator, give, take, target, touched_block,
+)
+from realmem._kernel.page_alloc cimport alloc_pages_bulk
+from realmem._kernel.page_free cimport free_pages_bulk
 from realmem.compiler cimport SEQ_CST, atomic_add_return, load32, store64
 from realmem.types cimport MAX_PAGE_ORDER, PAGE_SIZE, machine, page, page_address
 
@@ -38,93 +36,29 @@ cdef extern from *:
     void flush_done "rm_flush_done"() noexcept nogil
     int sched_yield() noexcept nogil
 
+cdef enum: MAX_JOBS = 256
+
+cdef enum:
+    PAIR = 0                    # allocate one block and free it
+    LIFO = 1                    # allocate `held` blocks, free them last first
+    RANDOM = 2                  # ... in a fixed random order
+    BULK = 3                    # alloc_pages_bulk() and free_pages_bulk() of `held` pages
+    TOUCH = 4                   # as LIFO, and one cold store to each page between
 
 PATTERNS = {"pair": PAIR, "lifo": LIFO, "random": RANDOM, "bulk": BULK, "touch": TOUCH}
 
-
-cdef class Allocator:
-    """An allocator under test."""
-
-    cdef int ready(self) except -1:
-        return 0
-
-    cdef void drain(self) noexcept nogil:
-        pass
-
-
-cdef class RealmemAllocator(Allocator):
-    """
-    A machine's page allocator.
-
-    :param pages: the machine's compiled allocator.
-    :param nid: the node that every allocation asks for.
-    :param gfp: the flags of every allocation.
-    """
-
-    cdef PageAllocator pages
-
-    def __cinit__(self, PageAllocator pages not None, int nid, uint32_t gfp):
-        pages.alive()
-        if nid < 0 or nid >= pages.m.nr_nodes:
-            raise ValueError(f"no node {nid}")
-        if not gfp_is_valid(gfp):
-            raise ValueError(f"bad gfp {gfp:#x}")
-        self.name = "realmem"
-        self.pages = pages
-        self.t.kind = REALMEM
-        self.t.nid = nid
-        self.t.gfp = gfp
-        self.t.self = pages.m
-
-    cdef int ready(self) except -1:
-        self.pages.alive()
-        return 0
-
-    cdef void drain(self) noexcept nogil:
-        drain_all_pages(<machine*>self.t.self)
-
-
-cdef void* touched_block(uint64_t size) noexcept nogil:
-    cdef void* block = NULL
-    cdef uint64_t rounded = (size + 63) & ~<uint64_t>63
-    if rounded == 0:
-        rounded = 64
-    if posix_memalign(&block, PAGE_SIZE, rounded) != 0:
-        return NULL
-    memset(block, 0, rounded)
-    return block
-
-
-# ---- one block in, one block out ----
-
-# Allocate; a block's name is its struct page or its frame number plus one, 0 for none.
-cdef inline uint64_t take(target t, int kind, uint32_t order, int core) noexcept nogil:
-    cdef ll_request request
-    cdef ll_optional anywhere
-    cdef ll_result got
-    if kind == REALMEM:
-        return <uint64_t>alloc_pages_node(<machine*>t.self, t.nid, t.gfp, order)
-    anywhere.present = 0
-    anywhere.value = 0
-    request.order = <uint8_t>order
-    request.klass = order >= LL_HUGE_ORDER
-    request.local.present = 1
-    request.local.value = core
-    got = t.get(t.self, anywhere, request)
-    return 0 if got.error else got.frame + 1
-
-
-cdef inline void give(target t, int kind, uint64_t block, uint32_t order,
-                      int core) noexcept nogil:
-    cdef ll_request request
-    if kind == REALMEM:
-        free_pages(<machine*>t.self, <page*>block, order)
-        return
-    request.order = <uint8_t>order
-    request.klass = order >= LL_HUGE_ORDER
-    request.local.present = 1
-    request.local.value = core
-    t.put(t.self, block - 1, request)
+# One row of a session.
+cdef struct job:
+    target* t
+    int32_t pattern
+    uint32_t order
+    int32_t threads
+    uint32_t held               # blocks alive at once, a thread
+    uint32_t turns              # repetitions in a round
+    int32_t failed
+    uint32_t* shuffle           # permutation of held, RANDOM only
+    double* get_ns              # a sample a round: allocating one block
+    double* put_ns              # freeing one; NaN for PAIR, whose get_ns holds both
 
 
 # ---- the patterns; each returns turns done, and its two phases' clock ----
@@ -169,8 +103,9 @@ cdef inline void give_all(const job* j, int kind, int core, const uint64_t* bloc
             give(t, kind, blocks[n - 1 - i], order, core)
 
 
-# One store to each page of each block.
-cdef void touch_all(const job* j, const uint64_t* blocks) noexcept nogil:
+# Store to one line of each page of each block, or send those lines out of every cache, so that
+# the next round's store is a first one.
+cdef inline void each_page(const job* j, const uint64_t* blocks, bint touch) noexcept nogil:
     cdef machine* m = <machine*>j.t.self
     cdef uint32_t i
     cdef uint64_t address, end
@@ -178,22 +113,13 @@ cdef void touch_all(const job* j, const uint64_t* blocks) noexcept nogil:
         address = page_address(m, <page*>blocks[i])
         end = address + (<uint64_t>PAGE_SIZE << j.order)
         while address < end:
-            store64(<uint64_t*>address, i)
+            if touch:
+                store64(<uint64_t*>address, i)
+            else:
+                flush_line(<void*>address)
             address += PAGE_SIZE
-
-
-# Send those lines out of every cache, so that the next round's touch is a first one.
-cdef void flush_all(const job* j, const uint64_t* blocks) noexcept nogil:
-    cdef machine* m = <machine*>j.t.self
-    cdef uint32_t i
-    cdef uint64_t address, end
-    for i in range(j.held):
-        address = page_address(m, <page*>blocks[i])
-        end = address + (<uint64_t>PAGE_SIZE << j.order)
-        while address < end:
-            flush_line(<void*>address)
-            address += PAGE_SIZE
-    flush_done()
+    if not touch:
+        flush_done()
 
 
 cdef inline int64_t now_ns() noexcept nogil:
@@ -226,11 +152,11 @@ cdef int run_batches(const job* j, int core, uint64_t* blocks, span* s) noexcept
         else:
             n = take_all(j, LLFREE, core, blocks)
         if j.pattern == TOUCH and n == j.held:
-            touch_all(j, blocks)
+            each_page(j, blocks, True)
         t1 = now_ns()
         get_ns += t1 - t0
         if j.pattern == TOUCH and n == j.held:
-            flush_all(j, blocks)
+            each_page(j, blocks, False)
             t1 = now_ns()
         if j.pattern == BULK:
             free_pages_bulk(m, blocks, n)
@@ -449,69 +375,3 @@ cdef class Session:
         if j.pattern == PAIR:
             return got, []
         return got, [j.put_ns[i] for i in range(self.rounds)]
-
-cdef enum: MAX_JOBS = 256
-
-
-cdef class Hold:
-    """
-    Blocks that are kept from an allocator, to give its free lists the shape of use.
-
-    :param allocator: whom to take them from.
-    """
-
-    cdef Allocator allocator
-    cdef uint64_t* blocks
-    cdef uint64_t n
-
-    def __cinit__(self, Allocator allocator not None):
-        self.allocator = allocator
-
-    def age(self, uint64_t pages, keep):
-        """
-        Take ``pages`` single pages, give back those that ``keep`` is false for, and drain.
-
-        :param pages: how many to take.
-        :param keep: bytes, one a page in the order taken: 1 to keep it.
-        :raises MemoryError: it has not so many.
-        """
-        cdef uint64_t i
-        cdef uint64_t kept = 0
-        cdef const uint8_t[::1] mask = keep
-        self.release()
-        if <uint64_t>mask.shape[0] != pages:
-            raise ValueError("keep must have one byte a page")
-        self.allocator.ready()
-        self.blocks = <uint64_t*>touched_block(pages * sizeof(uint64_t))
-        if self.blocks == NULL:
-            raise MemoryError
-        for i in range(pages):
-            self.blocks[i] = take(self.allocator.t, self.allocator.t.kind, 0, 0)
-            if self.blocks[i] == 0:
-                self.n = i
-                self.release()
-                raise MemoryError(f"{self.allocator.name}: {i} of {pages} pages")
-        for i in range(pages):
-            if mask[i]:
-                self.blocks[kept] = self.blocks[i]
-                kept += 1
-            else:
-                give(self.allocator.t, self.allocator.t.kind, self.blocks[i], 0, 0)
-        self.n = kept
-        self.allocator.drain()
-
-    def release(self):
-        """Give everything back."""
-        cdef uint64_t i
-        if self.blocks == NULL:
-            return
-        self.allocator.ready()
-        for i in range(self.n):
-            give(self.allocator.t, self.allocator.t.kind, self.blocks[i], 0, 0)
-        free(self.blocks)
-        self.blocks = NULL
-        self.n = 0
-        self.allocator.drain()
-
-    def __dealloc__(self):
-        free(self.blocks)

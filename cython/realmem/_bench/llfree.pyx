@@ -5,7 +5,7 @@ from libc.stdlib cimport free
 from libc.string cimport memset
 from posix.dlfcn cimport RTLD_LOCAL, RTLD_NOW, dlclose, dlerror, dlopen, dlsym
 
-from realmem._bench.alloc cimport (
+from realmem._bench.target cimport (
     LLFREE,
     Allocator,
     ll_classing,

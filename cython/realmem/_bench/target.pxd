@@ -1,7 +1,9 @@
-# What the allocation loops call: one allocator under test, and the work asked of it.
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+# Allocators under test: one block in, one block out, without Python.
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 
-from realmem.types cimport machine
+from realmem._kernel.page_alloc cimport alloc_pages_node
+from realmem._kernel.page_free cimport free_pages
+from realmem.types cimport machine, page
 
 # LLFree's C interface (luhsra/llfree-c, include/llfree.h), declared here because its
 # shared library is loaded when it is there and never needed to build.
@@ -59,31 +61,40 @@ cdef struct target:
     ll_get_fn get
     ll_put_fn put
 
-cdef enum:
-    PAIR = 0                    # allocate one block and free it
-    LIFO = 1                    # allocate `held` blocks, free them last first
-    RANDOM = 2                  # ... in a fixed random order
-    BULK = 3                    # alloc_pages_bulk() and free_pages_bulk() of `held` pages
-    TOUCH = 4                   # as LIFO, and one cold store to each page between
-
-# Zeroed memory of whole cache lines, that is there when it is used; NULL when there is none.
-cdef void* touched_block(uint64_t size) noexcept nogil
-
 cdef class Allocator:
     cdef target t
     cdef readonly str name
     cdef int ready(self) except -1  # raises when it can't be used any more
     cdef void drain(self) noexcept nogil
 
-# One row of a session.
-cdef struct job:
-    target* t
-    int32_t pattern
-    uint32_t order
-    int32_t threads
-    uint32_t held               # blocks alive at once, a thread
-    uint32_t turns              # repetitions in a round
-    int32_t failed
-    uint32_t* shuffle           # permutation of held, RANDOM only
-    double* get_ns              # a sample a round: allocating one block
-    double* put_ns              # freeing one; NaN for PAIR, whose get_ns holds both
+# Zeroed memory of whole cache lines, that is there when it is used; NULL when there is none.
+cdef void* touched_block(uint64_t size) noexcept nogil
+
+# Allocate; a block's name is its struct page or its frame number plus one, 0 for none.
+cdef inline uint64_t take(target t, int kind, uint32_t order, int core) noexcept nogil:
+    cdef ll_request request
+    cdef ll_optional anywhere
+    cdef ll_result got
+    if kind == REALMEM:
+        return <uint64_t>alloc_pages_node(<machine*>t.self, t.nid, t.gfp, order)
+    anywhere.present = 0
+    anywhere.value = 0
+    request.order = <uint8_t>order
+    request.klass = order >= LL_HUGE_ORDER
+    request.local.present = 1
+    request.local.value = core
+    got = t.get(t.self, anywhere, request)
+    return 0 if got.error else got.frame + 1
+
+
+cdef inline void give(target t, int kind, uint64_t block, uint32_t order,
+                      int core) noexcept nogil:
+    cdef ll_request request
+    if kind == REALMEM:
+        free_pages(<machine*>t.self, <page*>block, order)
+        return
+    request.order = <uint8_t>order
+    request.klass = order >= LL_HUGE_ORDER
+    request.local.present = 1
+    request.local.value = core
+    t.put(t.self, block - 1, request)

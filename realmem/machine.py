@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from realmem._core.frames import Page, PageArray
     from realmem._core.inject import Injection
     from realmem._core.quicklists import Quicklists
+    from realmem._core.slabs import KmemCache
     from realmem.pool import Pool
     from realmem.process import Process, ProcessTable
 
@@ -69,6 +70,15 @@ class Machine:
     virt_to_page: Callable[[int], Page]
     pfn_to_page: Callable[[int], Page]
     view: Callable[[int, int], memoryview]
+
+    # ... and those of realmem/_core/kmem.pyi.
+    kmalloc: Callable[..., int]
+    kzalloc: Callable[..., int]
+    kcalloc: Callable[..., int]
+    krealloc: Callable[..., int]
+    kmalloc_node: Callable[..., int]
+    kfree: Callable[[int], None]
+    ksize: Callable[[int], int]
 
     def __init__(
         self,
@@ -135,6 +145,7 @@ class Machine:
         self, places: Sequence[ResolvedNode], ranges: Sequence[NodeRange], options: int
     ) -> None:
         from realmem._core.pages import PageAllocator
+        from realmem.slab import SlabCaches
         from realmem.sysctl import boot_sysctl
 
         orders = fallback_orders(
@@ -167,10 +178,12 @@ class Machine:
         self._zones = {zone.index: zone for node in self.nodes for zone in node.zones}
         self.fallback_orders = orders
         self.sysctl = boot_sysctl(self)
+        self._slab = SlabCaches(self._allocator, self.cpus)
 
     def _bind(self, debug: int) -> None:
+        faces = (self._allocator, self._slab.kmalloc)
         for name in Machine.__annotations__:
-            method = getattr(self._allocator, name)
+            method = next(getattr(face, name) for face in faces if hasattr(face, name))
             setattr(self, name, self._checked(method, debug) if debug else method)
 
     def _checked(self, method: Callable[..., Any], debug: int) -> Callable[..., Any]:
@@ -255,8 +268,23 @@ class Machine:
 
         self._allocator.check_alive()
         check(self._allocator)
+        self._slab.core.check()
         if self._process_table is not None:
             self._process_table.check()
+
+    # ---- slab caches ----
+
+    @property
+    def kmem_cache_create(self) -> Callable[..., KmemCache]:
+        """Make a slab cache; see realmem.slab.SlabCaches.create()."""
+        self._allocator.check_alive()
+        return self._slab.create
+
+    @property
+    def kmem_caches(self) -> Mapping[str, KmemCache]:
+        """Slab caches by name, generic and dedicated ones."""
+        self._allocator.check_alive()
+        return self._slab.by_name
 
     # ---- processes ----
 

@@ -49,6 +49,7 @@ cdef extern from *:
     enum: MAP_NORESERVE
     void* MAP_FAILED
     enum: MADV_DONTFORK
+    enum: MADV_DONTNEED
     enum: MADV_DONTDUMP
     long membarrier "rm_membarrier"(int cmd) noexcept nogil
     enum: MEMBARRIER_CMD_PRIVATE_EXPEDITED

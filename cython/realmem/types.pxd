@@ -300,14 +300,23 @@ cdef struct cpu_area:
     int32_t atomic_depth        # machine.atomic_context() nesting; writer: owner
     int32_t locked              # the owner came in by the lock; writer: holder of lock
     spinlock lock
+    int32_t mem_nid             # the nearest node with memory, and
+    uint64_t node_start         # ... where its memory begins at the host
+    uint64_t node_bytes
+    # ---- cache line
     cpu_area* next              # all areas of a machine; guarded by machine.areas_lock
     cpu_area* thread_next       # all areas of a thread
-    uint64_t bytes
+    uint64_t bytes              # of all, what stands before this structure included
     uint64_t events[16]         # NR_VM_EVENT_ITEMS
     per_cpu_pages* pcp          # machine.nr_zones of them, behind this structure
+    uint64_t pad[4]             # each memo is one cache line
     alloc_memo allocs[11]       # by order
     free_memo frees[11]
     quicklist quick
+
+cdef enum:
+    # Bytes in front of each cpu_area: the slab allocator's magazines (slab_types.pxd).
+    AREA_MAGAZINES = 1212416
 
 cdef struct node:
     int32_t nid
@@ -366,6 +375,7 @@ cdef struct machine:
     # NULL until reclaim exists.
     int64_t (*reclaim)(machine* m, zone* preferred, uint32_t gfp,
                        unsigned int order) noexcept nogil
+    void* slab                  # slab_state (_kernel/slab_types.pxd)
     # Areas of the threads that used this machine.
     spinlock areas_lock
     cpu_area* areas

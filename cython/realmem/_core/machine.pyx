@@ -11,6 +11,7 @@ from realmem._kernel.percpu cimport (
     drain_all_pages, fork_generation, freeze_cpu_areas, get_cpu_area, percpu_exit, percpu_init,
     thaw_cpu_areas,
 )
+from realmem._kernel.slab_cache cimport slab_exit, slab_init
 from realmem._kernel.stat cimport (
     count_frames, frame_stat, pcp_stat, sum_pcp_stats, sum_vm_events, sum_zone_events,
 )
@@ -66,7 +67,7 @@ cdef class MachineCore:
         self.m = build(self, direct_map, vmemmap, nodes, zones, zonelists, cpu_to_node, options)
         for nid in range(len(nodes)):
             boot_node(self.m, &self.m.nodes[nid])
-        if percpu_init(self.m) != 0:
+        if percpu_init(self.m) != 0 or slab_init(self.m) != 0:
             self.release()
             raise HostError(errno, "no memory for per-CPU lists")
 
@@ -88,6 +89,7 @@ cdef class MachineCore:
 
     cdef void release(self):
         percpu_exit(self.m)
+        slab_exit(self.m)
         munmap(self.m, self.control_bytes)
         self.m = NULL
 

@@ -12,12 +12,12 @@ from realmem._kernel.buddy cimport (
 )
 from realmem.compiler cimport fls, peek64, spin_lock, spin_unlock
 from realmem.linux cimport (
-    MADV_DONTFORK, MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, madvise, mmap,
-    munmap,
+    MADV_DONTFORK, MADV_DONTNEED, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE,
+    PROT_READ, PROT_WRITE, madvise, mmap, munmap,
 )
 from realmem.types cimport (
-    COUNTS_FREE, MACHINE_POISON, MAX_PAGE_ORDER, NO_REQUEST, NR_PAGE_ORDERS, NR_PCP_LISTS,
-    NR_VM_EVENT_ITEMS, NR_VM_NUMA_EVENT_ITEMS, NUMA_HIT, NUMA_LOCAL, NUMA_OTHER,
+    AREA_MAGAZINES, COUNTS_FREE, MACHINE_POISON, MAX_PAGE_ORDER, NO_REQUEST, NR_PAGE_ORDERS,
+    NR_PCP_LISTS, NR_VM_EVENT_ITEMS, NR_VM_NUMA_EVENT_ITEMS, NUMA_HIT, NUMA_LOCAL, NUMA_OTHER,
     PAGE_ALLOC_COSTLY_ORDER, PAGE_PCP, PAGE_POISON, PAGE_SHIFT, PAGE_SIZE, PAGE_TAIL,
     PAGEBLOCK_ORDER, PCPF_PREV_FREE_HIGH_ORDER, PGFREE, PG_poisoned, PG_quicklist, WMARK_HIGH,
     ZONE_BELOW_HIGH, ZONE_MOVABLE, cpu_area, list_del, list_empty, list_head, list_init,
@@ -222,13 +222,15 @@ cdef int64_t drain_quicklist(machine* m, cpu_area* area, int64_t count) noexcept
 
 
 cdef cpu_area* area_new(machine* m) noexcept nogil:
-    cdef uint64_t size = sizeof(cpu_area) + m.nr_zones * sizeof(per_cpu_pages)
-    cdef void* where = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+    cdef uint64_t size = (AREA_MAGAZINES + sizeof(cpu_area)
+                          + m.nr_zones * sizeof(per_cpu_pages))
+    cdef void* where = mmap(NULL, size, PROT_READ | PROT_WRITE,
+                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
     cdef cpu_area* area
     if where == MAP_FAILED:
         return NULL
     madvise(where, size, MADV_DONTFORK)
-    area = <cpu_area*>where
+    area = <cpu_area*>(<char*>where + AREA_MAGAZINES)
     area.bytes = size
     area.cpu = -1
     area.pcp = <per_cpu_pages*>(area + 1)
@@ -241,9 +243,11 @@ cdef void area_reset(machine* m, cpu_area* area) noexcept nogil:
     cdef int j
     area.atomic_depth = 0       # contexts end with their machine
     area.fast = NULL
+    area.node_bytes = 0
     area.quick.page = NULL
     area.quick.nr_pages = 0
     forget_memos(area)
+    madvise(<char*>area - AREA_MAGAZINES, AREA_MAGAZINES, MADV_DONTNEED)    # zeroes them
     for i in range(NR_VM_EVENT_ITEMS):
         area.events[i] = 0
     for i in range(m.nr_zones):
@@ -302,7 +306,7 @@ cdef void forget_memos(cpu_area* area) noexcept nogil:
 
 
 cdef void area_free(cpu_area* area) noexcept nogil:
-    munmap(area, area.bytes)
+    munmap(<char*>area - AREA_MAGAZINES, area.bytes)
 
 
 cdef inline int clamp(int value, int low, int high) noexcept nogil:

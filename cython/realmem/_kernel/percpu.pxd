@@ -53,6 +53,11 @@ cdef void area_enter_locked(cpu_area* area) noexcept nogil
 # Note which CPU, and so which node, the thread runs on.
 cdef void area_set_cpu(cpu_area* area) noexcept nogil
 
+# What the slab allocator wants to know, being above this: inside its area, a thread has come
+# to a CPU of another node; outside, it ends.
+cdef void set_slab_hooks(void (*new_node)(machine* m, cpu_area* area) noexcept nogil,
+                         void (*end)(machine* m, cpu_area* area) noexcept nogil) noexcept nogil
+
 # Empty every per-CPU list of m into the free areas; returns pages moved.
 cdef int64_t drain_all_pages(machine* m) noexcept nogil
 

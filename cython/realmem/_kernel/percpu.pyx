@@ -15,7 +15,10 @@ from realmem.linux cimport (
     MEMBARRIER_CMD_PRIVATE_EXPEDITED, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, membarrier,
     sched_yield,
 )
-from realmem.types cimport cpu_area, machine, per_cpu_pages
+from realmem.types cimport (
+    AREA_MAGAZINES, MAX_NR_ZONES, PAGE_SHIFT, ZONE_MOVABLE, cpu_area, machine, node, per_cpu_pages,
+    zone,
+)
 
 cdef extern from *:
     """
@@ -45,6 +48,12 @@ cdef int always_locked = 0
 cdef uint64_t machine_ids = 0
 # Orders the end of threads against the end of machines.
 cdef spinlock registry_lock
+cdef void (*slab_new_node)(machine* m, cpu_area* area) noexcept nogil
+cdef void (*slab_thread_ends)(machine* m, cpu_area* area) noexcept nogil
+
+
+cdef void no_slab(machine* m, cpu_area* area) noexcept nogil:
+    pass
 
 
 cdef void area_enter_locked(cpu_area* area) noexcept nogil:
@@ -56,9 +65,29 @@ cdef void area_enter_locked(cpu_area* area) noexcept nogil:
 cdef void area_set_cpu(cpu_area* area) noexcept nogil:
     cdef machine* m = area.machine
     cdef int cpu = this_cpu_id()
+    cdef int nid = m.cpu_to_node[cpu] if 0 <= cpu < m.nr_cpu_ids else m.cpu_to_node[0]
     area.cpu = cpu
     forget_allocs(area)
-    area.nid = m.cpu_to_node[cpu] if 0 <= cpu < m.nr_cpu_ids else m.cpu_to_node[0]
+    if nid != area.nid or area.node_bytes == 0:
+        area_set_node(m, area, nid)
+
+
+cdef void area_set_node(machine* m, cpu_area* area, int nid) noexcept nogil:
+    cdef zone** nearest = m.zonelists[nid * 2 * MAX_NR_ZONES + ZONE_MOVABLE]
+    cdef node* n = m.nodes + (nid if nearest[0] == NULL else nearest[0].nid)
+    if area.node_bytes != 0:
+        slab_new_node(m, area)
+    area.nid = nid
+    area.mem_nid = n.nid
+    area.node_start = m.direct_map + (n.start_pfn << PAGE_SHIFT)
+    area.node_bytes = n.present_pages << PAGE_SHIFT
+
+
+cdef void set_slab_hooks(void (*new_node)(machine* m, cpu_area* area) noexcept nogil,
+                         void (*end)(machine* m, cpu_area* area) noexcept nogil) noexcept nogil:
+    global slab_new_node, slab_thread_ends
+    slab_new_node = new_node
+    slab_thread_ends = end
 
 
 # This thread's area for m, made if it has none; the shared one where the host has no
@@ -107,6 +136,9 @@ cdef void thread_ends(void* ignored) noexcept nogil:
         next = area.thread_next
         spin_lock(&registry_lock)       # against percpu_exit
         if area.machine != NULL:
+            this_area = area
+            slab_thread_ends(area.machine, area)
+            this_area = boot_area
             area_retire(area.machine, area)
         spin_unlock(&registry_lock)
         area_free(area)
@@ -204,7 +236,7 @@ cdef int64_t drain_all_pages(machine* m) noexcept nogil:
 
 cdef int percpu_init(machine* m) noexcept nogil:
     global machine_ids
-    m.area_bytes = sizeof(cpu_area) + m.nr_zones * sizeof(per_cpu_pages)
+    m.area_bytes = AREA_MAGAZINES + sizeof(cpu_area) + m.nr_zones * sizeof(per_cpu_pages)
     m.shared_area = area_new(m)
     if m.shared_area == NULL:
         return -ENOMEM
@@ -242,6 +274,7 @@ cdef void after_fork_in_child() noexcept nogil:
 
 
 this_area_offset = offset_of_current()
+set_slab_hooks(no_slab, no_slab)
 attach_areas()
 pthread_key_create(&area_key, thread_ends)
 pthread_atfork(NULL, NULL, after_fork_in_child)

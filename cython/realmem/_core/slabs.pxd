@@ -1,0 +1,33 @@
+# Slab caches as Python sees them.
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+from realmem._core.pages cimport PageAllocator
+from realmem._kernel.slab_types cimport kmem_cache, slab_state
+from realmem.types cimport machine
+
+cdef class SlabAllocator:
+    cdef PageAllocator pages
+    cdef machine* m
+    cdef slab_state* state
+    cdef readonly dict caches       # handles by name, oldest first
+
+    cdef int usable(self) except -1
+    cdef int may_alloc(self, uint32_t gfp) except -1
+    # Note that Python holds an object, and that it gives it back: AllocatorError unless it is a
+    # live object of cache s (of any cache: NULL); 1 when compiled code had allocated it.
+    cdef void hand_out(self, const void* object) noexcept
+    cdef int take_back(self, kmem_cache* s, uint64_t addr) except -1
+    cdef int judge(self, kmem_cache* s, uint64_t addr) except -1
+
+cdef class KmemCache:
+    cdef SlabAllocator allocator
+    cdef kmem_cache* s              # NULL once destroyed
+    cdef readonly str name
+    cdef object python_ctor
+    cdef uint64_t c_ctor
+    cdef readonly object flags
+    cdef readonly uint32_t object_size
+
+    cdef int usable(self) except -1
+    cdef void* allocate(self, uint32_t gfp, int nid) except NULL
+    cdef int make_slab(self, uint32_t gfp, int nid) except -1

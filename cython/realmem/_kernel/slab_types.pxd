@@ -1,0 +1,149 @@
+# The slab allocator's structures, and arithmetic on them.
+#
+# An object is in exactly one of four places: with its user, in a thread's magazine, in its
+# node's depot, or on its slab's free list.  A slab counts the first three as in use, as Linux
+# counts what its per-CPU arrays hold.
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+from realmem.compiler cimport spinlock
+from realmem.types cimport (
+    PAGE_SHIFT, PG_slab, PG_tail, STRUCT_PAGE_SHIFT, cpu_area, list_head, machine, page,
+    page_counts, page_kind,
+)
+
+cdef enum:
+    MAGAZINE_SLOTS = 252
+    REMOTE_SLOTS = 42
+    DEPOT_SLOTS = 2268          # 18 half magazines
+    MAGAZINE_BYTES = 2368       # 37 cache lines: headers fall on all sets of the cache
+    NR_MAGAZINES = 512          # of each area, so of a machine
+    NO_MAGAZINE = 0             # the slot that is always empty and full: to the slow path
+    KMALLOC_SHIFT_HIGH = 13
+    KMALLOC_MAX_CACHE_SIZE = 8192
+    NR_KMALLOC_SIZES = 14       # by kmalloc_index(); 0 is none
+    NR_KMALLOC_TYPES = 4        # normal, dma, rcl, cg
+    SLAB_LIVE = 0x51AB
+
+# SLAB flags, realmem/layout.py's values.
+cdef enum:
+    SLAB_CONSISTENCY_CHECKS = 0x001
+    SLAB_RED_ZONE = 0x002
+    SLAB_POISON = 0x004
+    SLAB_KMALLOC = 0x008
+    SLAB_CACHE_DMA = 0x020
+    SLAB_CACHE_DMA32 = 0x040
+    SLAB_STORE_USER = 0x080
+    SLAB_TYPESAFE_BY_RCU = 0x200
+    SLAB_RECLAIM_ACCOUNT = 0x800
+    SLAB_DEBUG_FLAGS = 0x087
+
+# Free objects of one cache in one thread's area.  Only touched inside the area (types.pxd:
+# cpu_area), so without lock or atomic operation.
+cdef struct magazine:
+    uint32_t n                  # in slots; all of the node that the thread runs on
+    uint32_t capacity           # 0 until first used
+    uint32_t nr_remote
+    uint32_t pad
+    void* slots[252]            # MAGAZINE_SLOTS; the last is given out first
+    void* remote[42]            # REMOTE_SLOTS: of other nodes, on their way home
+
+# A cache's slabs on one node.
+cdef struct kmem_cache_node:
+    spinlock depot_lock
+    uint32_t depot_n
+    uint64_t pad[7]
+    spinlock list_lock          # partial, and each slab's free list, inuse and list
+    int32_t nid
+    uint64_t nr_partial
+    list_head partial           # slabs with free objects; all of them
+    int64_t nr_slabs
+    int64_t total_objects
+    int64_t seen_slabs          # these are validate_slab's
+    int64_t seen_objects
+    int64_t seen_partial
+    int64_t seen_inuse
+    int64_t seen_cached
+    void* depot[2268]           # DEPOT_SLOTS: what magazines had too much of
+
+cdef struct kmem_cache:
+    # Read-only after creation.
+    machine* machine
+    uint32_t magazine_back      # from an area back to this cache's magazine
+    uint32_t flags              # SLAB_*
+    uint32_t object_size        # asked for
+    uint32_t size               # stride
+    uint32_t offset             # of the free pointer
+    uint32_t inuse              # where metadata begins
+    uint32_t align
+    uint32_t red_left_pad
+    uint32_t order
+    uint32_t min_order
+    uint32_t min_partial
+    uint32_t gfp                # added to each request for pages
+    uint32_t capacity           # of a magazine
+    uint32_t depot_max          # objects
+    void (*ctor)(void* object) noexcept nogil
+    int32_t python_ctor         # slabs are made by the face only
+    int32_t slot                # of the magazine
+    int32_t refcount            # names that it goes by
+    int32_t pad
+    kmem_cache_node* nodes
+    uint64_t bytes              # of this structure's mapping
+    kmem_cache* next            # newest first; guarded by slab_state.lock
+
+cdef struct slab_state:
+    machine* machine
+    kmem_cache* kmalloc[4][14]  # [NR_KMALLOC_TYPES][NR_KMALLOC_SIZES]
+    # Bit (address - direct_map) >> 3: a Python caller holds the object that starts there.
+    # Only touched with the GIL; a slab starts with clear bits.
+    uint8_t* given
+    uint64_t given_bytes
+    int64_t large_pages[64]     # of kmalloc() beyond the caches, by node
+    spinlock lock               # the list of caches, and slots
+    kmem_cache* caches
+    uint8_t slots[512]          # NR_MAGAZINES: taken
+
+# A struct page as the slab allocator fills it in; the frames behind the first carry
+# cache and magazine_back too, so that kfree() need not look for the first.
+cdef struct slab:
+    uint64_t flags
+    list_head list              # in kmem_cache_node.partial
+    kmem_cache* cache
+    void* freelist
+    uint16_t inuse
+    uint16_t objects
+    uint32_t live               # SLAB_LIVE while it is counted
+    page_counts counts
+    page_kind kind
+    uint32_t magazine_back
+
+cdef inline slab_state* slab_of(const machine* m) noexcept nogil:
+    return <slab_state*>m.slab
+
+cdef inline magazine* area_magazine(cpu_area* area, uint64_t back) noexcept nogil:
+    return <magazine*>(<uint64_t>area - back)
+
+# The struct page of the frame that an object starts in.
+cdef inline page* object_page(const machine* m, const void* object) noexcept nogil:
+    return <page*>(<uint64_t>m.vmemmap
+                   + ((<uint64_t>object - m.direct_map) >> PAGE_SHIFT << STRUCT_PAGE_SHIFT))
+
+cdef inline slab* object_slab(const machine* m, const void* object) noexcept nogil:
+    cdef page* p = object_page(m, object)
+    if p.flags >> PG_tail & 1:
+        return <slab*>p.index
+    return <slab*>p
+
+cdef inline bint is_slab(const page* p) noexcept nogil:
+    return p.flags >> PG_slab & 1
+
+cdef inline void* slab_address(const machine* m, const slab* sl) noexcept nogil:
+    return <void*>(m.direct_map
+                   + ((<uint64_t>sl - <uint64_t>m.vmemmap) >> STRUCT_PAGE_SHIFT << PAGE_SHIFT))
+
+# Whether an object lies on the node that the area's thread runs on.
+cdef inline bint is_local(const cpu_area* area, const void* object) noexcept nogil:
+    return <uint64_t>object - area.node_start < area.node_bytes
+
+cdef inline slab* list_to_slab(list_head* entry) noexcept nogil:
+    return <slab*>(<uint64_t>entry - 8)

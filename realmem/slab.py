@@ -1,0 +1,157 @@
+"""Slab caches by name: made with Linux's geometry, merged, looked up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from realmem import slabcalc
+from realmem.layout import SLAB
+from realmem.slabcalc import KMALLOC_MAX_SIZE, KMALLOC_SIZES, KMALLOC_TYPES
+
+if TYPE_CHECKING:
+    from realmem._core.pages import PageAllocator
+    from realmem._core.slabs import KmemCache
+
+# What callers may ask for (SLAB_FLAGS_PERMITTED).
+_PERMITTED = (
+    SLAB.HWCACHE_ALIGN | SLAB.PANIC | SLAB.RECLAIM_ACCOUNT | SLAB.ACCOUNT | SLAB.TYPESAFE_BY_RCU
+    | SLAB.NO_MERGE | SLAB.CONSISTENCY_CHECKS | SLAB.RED_ZONE | SLAB.POISON | SLAB.STORE_USER
+    | SLAB.CACHE_DMA | SLAB.CACHE_DMA32
+)
+_KMALLOC_FLAGS = {
+    "": SLAB.NO_MERGE,
+    "dma-": SLAB.CACHE_DMA,
+    "rcl-": SLAB.RECLAIM_ACCOUNT,
+    "cg-": SLAB.ACCOUNT,
+}
+
+
+class SlabCaches:
+    """
+    The slab caches of one machine, the generic ones made at once.
+
+    :param pages: its page allocator.
+    :param nr_cpus: present CPUs: more of them make larger slabs.
+    """
+
+    def __init__(self, pages: PageAllocator, nr_cpus: int) -> None:
+        from realmem._core.kmem import Kmalloc
+        from realmem._core.slabs import SlabAllocator
+
+        self.core = SlabAllocator(pages)
+        self.kmalloc = Kmalloc(self.core)
+        self._nr_cpus = nr_cpus
+        self._make_generic()
+
+    def _make_generic(self) -> None:
+        """Make the kmalloc caches; the plain ones have their index as magazine."""
+        for kind, prefix in enumerate(KMALLOC_TYPES):
+            flags = SLAB.KMALLOC | _KMALLOC_FLAGS[prefix]
+            for index, size in list(enumerate(KMALLOC_SIZES))[1:]:
+                layout = slabcalc.geometry(
+                    size, slabcalc.kmalloc_align(size), flags, nr_cpus=self._nr_cpus
+                )
+                self.core.create(
+                    slabcalc.kmalloc_name(prefix, size),
+                    flags,
+                    layout,
+                    slot=-1 if kind else index,
+                    kind=kind,
+                    index=index,
+                )
+
+    @property
+    def by_name(self) -> Mapping[str, KmemCache]:
+        """The caches, aliases included, oldest first."""
+        return MappingProxyType(self.core.caches)
+
+    def create(
+        self,
+        name: str,
+        size: int,
+        align: int = 0,
+        flags: SLAB = slabcalc.NO_FLAGS,
+        ctor: Callable[[memoryview], object] | int | None = None,
+        freeptr_offset: int | None = None,
+    ) -> KmemCache:
+        """
+        Make a cache, or give one that can serve it as well another name.
+
+        Compare mm/slab_common.c:__kmem_cache_create_args().
+
+        :param name: not taken yet.
+        :param size: bytes of an object, 1 to 4 MiB.
+        :param align: power of two that addresses are multiples of, or 0.
+        :param flags: SLAB flags.
+        :param ctor: run once for each object when its slab is made: a callable that takes the
+            object's memoryview, or the address of a C function ``void (*)(void *)``.
+        :param freeptr_offset: where in a free object the allocator may write although the
+            object keeps its state.
+        :raises ValueError: what Linux refuses or warns of.
+        """
+        _check_name(name, self.core.caches)
+        flags = _as_flags(flags)
+        _check_sizes(size, align)
+        _check_ctor(ctor)
+        if freeptr_offset is not None and not (
+            (ctor is not None or flags & SLAB.TYPESAFE_BY_RCU)
+            and 0 <= freeptr_offset < size
+            and freeptr_offset % 8 == 0
+        ):
+            raise ValueError(
+                f"freeptr_offset {freeptr_offset} is not a multiple of 8 inside an object that "
+                f"keeps its state"
+            )
+        layout = slabcalc.geometry(
+            size,
+            align,
+            flags,
+            nr_cpus=self._nr_cpus,
+            ctor=ctor is not None,
+            freeptr_offset=freeptr_offset,
+        )
+        if ctor is None and freeptr_offset is None:
+            existing = slabcalc.find_mergeable(
+                reversed(self.core.caches.values()), size, align, flags
+            )
+            if existing is not None:
+                return self.core.alias(name, existing, flags, layout)
+        return self.core.create(name, flags, layout, ctor)
+
+
+def _check_name(name: str, taken: Mapping[str, object]) -> None:
+    if not isinstance(name, str):
+        raise TypeError(f"name must be a str, not {name!r}")
+    if not name or any(letter.isspace() or letter == "/" for letter in name):
+        raise ValueError(f"a cache can't be called {name!r}")
+    if name in taken:
+        raise ValueError(f"there is a cache {name!r} already")
+
+
+def _as_flags(flags: int) -> SLAB:
+    if not isinstance(flags, int) or isinstance(flags, bool):
+        raise TypeError(f"flags must be SLAB flags, not {flags!r}")
+    if flags < 0 or flags & ~int(_PERMITTED):
+        raise ValueError(f"flags that no cache may ask for: {flags:#x}")
+    return SLAB(flags)
+
+
+def _check_sizes(size: int, align: int) -> None:
+    for what, value in (("size", size), ("align", align)):
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise TypeError(f"{what} must be an int, not {value!r}")
+    if not 0 < size <= KMALLOC_MAX_SIZE:
+        raise ValueError(f"size {size} is not within 1 and {KMALLOC_MAX_SIZE} bytes")
+    if align < 0 or align & (align - 1) or align > KMALLOC_MAX_SIZE:
+        raise ValueError(f"align {align} is not a power of two up to {KMALLOC_MAX_SIZE}")
+
+
+def _check_ctor(ctor: object) -> None:
+    if ctor is None or callable(ctor):
+        return
+    if not isinstance(ctor, int) or isinstance(ctor, bool):
+        raise TypeError(f"ctor must be a callable or an address, not {ctor!r}")
+    if not 0 < ctor < 1 << 64:
+        raise ValueError(f"ctor is not the address of a function: {ctor:#x}")

@@ -56,8 +56,8 @@ ifneq ($(shell $(PY) -c pass 2>/dev/null && cat $(STAMP) 2>/dev/null),$(CURDIR))
 $(STAMP): FORCE
 endif
 $(STAMP): pyproject.toml
-	$(PYTHON) tools/bootstrap.py --venv $(VENV)
+	$(PYTHON) -B tools/bootstrap.py --venv $(VENV)
 
 $(VENV)/.realmem-%: pyproject.toml $(STAMP)
-	$(PY) tools/bootstrap.py --only $*
+	$(PY) -B tools/bootstrap.py --only $*
 	touch $@

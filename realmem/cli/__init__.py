@@ -48,8 +48,7 @@ class Commands(click.Group):
             status = super().main(args, *more, **options)
             sys.stdout.flush()
         except BrokenPipeError:
-            # The reader had enough; nothing may be written at exit either.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            self._drop_output()         # the reader had enough
             sys.exit(1)
         except click.exceptions.NoArgsIsHelpError as error:
             click.echo(error.ctx.get_help() if error.ctx else "", err=True)
@@ -62,10 +61,19 @@ class Commands(click.Group):
         except (click.Abort, KeyboardInterrupt):
             self._fail("interrupted", 1)
         except OSError as error:
+            self._drop_output()
             self._fail(_describe(error), 1)
         except (MemoryError, ValueError) as error:
             self._fail(str(error) or type(error).__name__, 1)
         sys.exit(status if isinstance(status, int) else 0)
+
+    @staticmethod
+    def _drop_output() -> None:
+        """Where output cannot go, what is left of it goes nowhere, not even at exit."""
+        try:
+            sys.stdout.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     @staticmethod
     def _fail(message: str, status: int) -> None:

@@ -331,7 +331,8 @@ def test_a_file_that_cannot_be_made_is_refused_before_anything_runs(monkeypatch,
     for path in ("/proc/realmem.json", "/sys/realmem.json", "/proc/version"):
         done = CliRunner().invoke(main, ["bench", "--json", path])
         assert (done.exit_code, done.stdout) == (2, "")
-        assert done.stderr.startswith(f"realmem: Invalid value for '--json': {path}: ")
+        assert done.stderr.startswith("realmem: Invalid value for '--json': ")
+        assert path in done.stderr
         assert done.stderr.count("\n") == 1
 
 

@@ -16,10 +16,14 @@ from realmem.node import Node, NodeSpec, ResolvedNode, Zone, cpu_map, resolve
 from realmem.zonelist import build_zonelists, fallback_orders
 
 if TYPE_CHECKING:
+    from realmem._core.faults import Guard
     from realmem._core.frames import Page, PageArray
     from realmem._core.inject import Injection
+    from realmem._core.mm import Mmu
     from realmem._core.quicklists import Quicklists
     from realmem._core.slabs import KmemCache
+    from realmem._core.vmalloc import VmallocSpace
+    from realmem.paging import Paging
     from realmem.pool import Pool
     from realmem.process import Process, ProcessTable
 
@@ -70,6 +74,23 @@ class Machine:
     virt_to_page: Callable[[int], Page]
     pfn_to_page: Callable[[int], Page]
     view: Callable[[int, int], memoryview]
+    vmalloc: Callable[..., int]
+    vzalloc: Callable[..., int]
+    vmalloc_node: Callable[..., int]
+    vzalloc_node: Callable[..., int]
+    vfree: Callable[[int | None], None]
+    kvmalloc: Callable[..., int]
+    kvzalloc: Callable[..., int]
+    kvfree: Callable[[int | None], None]
+    vmap: Callable[..., int]
+    vunmap: Callable[[int | None], None]
+    vm_map_ram: Callable[..., int]
+    vm_unmap_ram: Callable[[int, int], None]
+    vm_unmap_aliases: Callable[[], None]
+    vmalloc_to_page: Callable[[int], Page]
+    vmalloc_to_pfn: Callable[[int], int]
+    is_vmalloc_addr: Callable[[int], bool]
+    guard: Callable[[], Guard]
 
     # ... and those of realmem/_core/kmem.pyi.
     kmalloc: Callable[..., int]
@@ -110,6 +131,7 @@ class Machine:
             as_window(window),
             None if host_vmas is None else as_int(host_vmas, "host_vmas", 1),
         )
+        self._paging: Paging | None = None
         self._process_table: ProcessTable | None = None
         places = resolve(nodes, memory, host)
         ranges = lay_out([place.memory for place in places], parse_zones(zones))
@@ -144,7 +166,9 @@ class Machine:
     def _build(
         self, places: Sequence[ResolvedNode], ranges: Sequence[NodeRange], options: int
     ) -> None:
+        from realmem._core.kvmalloc import KvMalloc
         from realmem._core.pages import PageAllocator
+        from realmem._core.vmalloc import VmallocSpace
         from realmem.slab import SlabCaches
         from realmem.sysctl import boot_sysctl
 
@@ -168,8 +192,9 @@ class Machine:
             cpu_map(places, host),
             options,
         )
+        self._vmalloc = VmallocSpace(self._allocator, weakref.WeakMethod(self._start_paging))
         # Frames and structures go together, whoever lets go last.
-        self._keeper = _Keeper(self._pool)
+        self._keeper = _Keeper(self._pool, self._vmalloc)
         self._allocator.keep(self._keeper)
         self.nodes = [
             Node(self, nid, place, where, self._pool.placement[nid].misplaced_pages)
@@ -179,9 +204,10 @@ class Machine:
         self.fallback_orders = orders
         self.sysctl = boot_sysctl(self)
         self._slab = SlabCaches(self._allocator, self.cpus)
+        self._kvmalloc = KvMalloc(self._slab.core, self._vmalloc)
 
     def _bind(self, debug: int) -> None:
-        faces = (self._allocator, self._slab.kmalloc)
+        faces = (self._allocator, self._slab.kmalloc, self._vmalloc, self._kvmalloc)
         for name in Machine.__annotations__:
             method = next(getattr(face, name) for face in faces if hasattr(face, name))
             setattr(self, name, self._checked(method, debug) if debug else method)
@@ -243,6 +269,22 @@ class Machine:
         return Quicklists(self._allocator)
 
     @property
+    def vmalloc_base(self) -> int:
+        """Host address of VMALLOC_START; 0 until the vmalloc area is first used."""
+        self._allocator.check_alive()
+        return self._vmalloc.base
+
+    @property
+    def vmalloc_space(self) -> int:
+        """
+        Bytes of addresses that the vmalloc area has, or would ask for when it is first used.
+
+        It is as large as a process's window, 512 GiB at most, and halved as that is.
+        """
+        self._allocator.check_alive()
+        return self._vmalloc.length or min(self._windows[0], 1 << 39)
+
+    @property
     def procfs(self) -> Any:
         """The files under ``/proc`` as Linux would print them."""
         from realmem.procfs import ProcFS
@@ -271,6 +313,8 @@ class Machine:
         self._slab.core.check()
         if self._process_table is not None:
             self._process_table.check()
+        elif self._paging is not None and self._paging.mmu is not None:
+            self._paging.mmu.check([])
 
     # ---- slab caches ----
 
@@ -304,9 +348,21 @@ class Machine:
         if self._process_table is None:
             from realmem.process import ProcessTable
 
-            self._process_table = ProcessTable(self._allocator, self._pool, *self._windows)
+            self._process_table = ProcessTable(self._allocator, self._get_paging())
             self._keeper.processes = self._process_table
         return self._process_table.spawn(name, node, uid)
+
+    def _get_paging(self) -> Paging:
+        if self._paging is None:
+            from realmem.paging import Paging
+
+            self._paging = Paging(self._allocator, self._pool, *self._windows)
+            self._keeper.paging = self._paging
+        return self._paging
+
+    def _start_paging(self) -> tuple[Mmu, int]:
+        paging = self._get_paging()
+        return paging.start(), paging.window
 
     @property
     def processes(self) -> Mapping[int, Process]:
@@ -342,6 +398,7 @@ class Machine:
             yield
         finally:
             self._allocator.leave_atomic()
+            self._vmalloc.run_deferred()
 
     def inject(
         self,
@@ -385,7 +442,7 @@ class Machine:
             return
         if not self._inherited():
             self._allocator.check_alive()
-        views = self._allocator.nr_exports
+        views = self._allocator.nr_exports + self._vmalloc.exports
         if self._process_table is not None:
             views += self._process_table.exports
         if views and not self._inherited():
@@ -411,9 +468,9 @@ class Machine:
         pool.close()
 
     def _end_processes(self) -> None:
-        if self._process_table is not None and not self._inherited():
+        if not self._inherited():
             self._allocator.refuse_calls()
-            self._process_table.close()
+            self._keeper.end()
 
     def _inherited(self) -> bool:
         return os.getpid() != self._pid
@@ -445,14 +502,24 @@ class _Keeper:
     run this first: they have to end while their frames are still there.
     """
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, vmalloc: VmallocSpace) -> None:
         self._pool = pool
         self._pid = os.getpid()
+        self._vmalloc = vmalloc
         self.processes: ProcessTable | None = None
+        self.paging: Paging | None = None
+
+    def end(self) -> None:
+        """Unmap everything, then give the page tables back."""
+        if self.processes is not None:
+            self.processes.close()
+        self._vmalloc.close()
+        if self.paging is not None:
+            self.paging.close()
 
     def __del__(self) -> None:
-        if self.processes is not None and os.getpid() == self._pid:
-            self.processes.close()
+        if os.getpid() == self._pid:
+            self.end()
         self._pool.close()
 
 

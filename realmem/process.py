@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import errno
 import threading
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from realmem._core import faults
-from realmem._core.mm import Mmu, host_vmas, reap
+from realmem._core.mm import host_vmas, reap
 from realmem.arguments import as_address, as_int, as_str
-from realmem.errors import HostError, SegmentationFault
+from realmem.errors import SegmentationFault
 from realmem.layout import PAGE_SIZE
 from realmem.mm import mmap as calls
 from realmem.mm.address_space import MemoryMap
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from realmem._core.pages import PageAllocator
-    from realmem.pool import Pool
+    from realmem.paging import Paging
 
 # Bytes that p.read() takes at a time.
 READ_STEP = 16 << 20
@@ -297,24 +296,17 @@ class ProcessTable:
     The processes of one machine.
 
     :param core: the machine's allocator.
-    :param pool: its memory.
-    :param window: bytes of host address space a process; a power of two from 1G.
-    :param host_vmas: budget of host VMAs; None is half of the host's ``vm.max_map_count``.
+    :param paging: what its address spaces are made from.
     :ivar live: those that have not exited, by pid.
     """
 
-    def __init__(
-        self, core: PageAllocator, pool: Pool, window: int, host_vmas: int | None
-    ) -> None:
+    def __init__(self, core: PageAllocator, paging: Paging) -> None:
         self._core = core
-        self._pool = pool
-        self._window = window
-        self._vma_budget = default_vma_budget() if host_vmas is None else host_vmas
+        self._paging = paging
         self.live: dict[int, Process] = {}
         self._exited = threading.Condition(threading.RLock())
-        self._mmu: Mmu | None = None
         self._next_pid = 1
-        self._granted = self._window
+        self._granted = paging.window
         self._closed = False
 
     def spawn(self, name: str = "init", node: int | None = None, uid: int = 0) -> Process:
@@ -332,18 +324,13 @@ class ProcessTable:
         name, uid = as_str(name, "name"), as_int(uid, "uid", 0, UID_MAX)
         if node is not None:
             node = as_int(node, "node")
-            if not 0 <= node < len(self._pool.nodes):
-                raise ValueError(f"no node {node}: this machine has {len(self._pool.nodes)}")
-        if self._pool.hugetlb:
-            raise HostError(
-                errno.EOPNOTSUPP,
-                "windows of a machine on hugetlb backing are not there yet: use backing='4K'",
-            )
-        faults.install()
+            if not 0 <= node < self._paging.nr_nodes:
+                raise ValueError(f"no node {node}: this machine has {self._paging.nr_nodes}")
+        mmu = self._paging.start()
         reap()
         with self._exited:
             self._check_open()
-            mm = MemoryMap.new(self._paging(), self._next_pid, node, self._window)
+            mm = MemoryMap.new(mmu, self._next_pid, node, self._paging.window)
             return self._add(name, None, node, uid, mm)
 
     def fork(self, parent: Process, name: str) -> Process:
@@ -421,8 +408,6 @@ class ProcessTable:
 
     def mappings_of(self, pfn: int) -> list[tuple[int, int]]:
         """List the (pid, address) pairs whose page tables map a frame."""
-        if self._mmu is None:
-            return []
         found = [
             (pid, addr)
             for pid, process in list(self.live.items())
@@ -432,40 +417,24 @@ class ProcessTable:
 
     def check(self) -> None:
         """
-        Recount every page table, mapping and count.
+        Recount every page table, mapping and count, those of the vmalloc area included.
 
         :raises InvariantError: names the first that is wrong.
         """
         with self._exited:      # nobody is half born or half gone
-            if self._mmu is not None:
-                self._mmu.check([p.mm.core for p in self.live.values()])
+            if self._paging.mmu is not None:
+                self._paging.mmu.check([p.mm.core for p in self.live.values()])
 
     def close(self) -> None:
-        """End every process and give the kernel's page tables back; views answer SEGV_MAPERR."""
+        """End every process; views answer SEGV_MAPERR."""
         with self._exited:
             self._closed = True
             for process in list(self.live.values()):
                 process.mm.close()
                 process._status = 9
             self.live.clear()
-            if self._mmu is not None:
-                self._mmu.close()
-                self._mmu = None
             self._exited.notify_all()
         reap()
-
-    def _paging(self) -> Mmu:
-        if self._mmu is None:
-            self._mmu = Mmu(self._core, self._pool.fds, self._vma_budget)
-        return self._mmu
-
-
-def default_vma_budget() -> int:
-    """Give half of the host's ``vm.max_map_count``."""
-    try:
-        return int(Path("/proc/sys/vm/max_map_count").read_text()) // 2
-    except (OSError, ValueError):
-        return 65530 // 2
 
 
 __all__ = ["PAGE_SIZE", "Process", "ProcessTable", "WalkStep"]

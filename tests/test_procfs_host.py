@@ -145,6 +145,11 @@ class OneNode:
     class quicklists:
         pages = 0
 
+    class _vmalloc:
+        nr_pages = 0
+
+    vmalloc_space = 64 << 30
+
     class _allocator:
         @staticmethod
         def check_alive():

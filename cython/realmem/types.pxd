@@ -136,11 +136,12 @@ cdef enum:
     PG_zero = 16                # the shared zero page
     PG_poisoned = 17            # free, and holds PAGE_POISON
     PG_quicklist = 18           # allocated, and on a quicklist: all zero but its first word
-    NR_PAGEFLAGS = 19
+    PG_vmalloc = 19             # behind a vmalloc area, which owns it
+    NR_PAGEFLAGS = 20
     PAGE_ZONE_SHIFT = 48
-    # None of locked lru active slab reserved unevictable mlocked table tail zero quicklist on a
-    # page that is being freed.
-    PAGE_FLAGS_CHECK_AT_FREE = 0x59DD1
+    # None of locked lru active slab reserved unevictable mlocked table tail zero quicklist
+    # vmalloc on a page that is being freed.
+    PAGE_FLAGS_CHECK_AT_FREE = 0xD9DD1
     PAGE_POISON = 0xAA          # include/linux/poison.h
 
 cdef struct page_ref:

@@ -15,9 +15,6 @@ from realmem.vmstat import NODE_STAT_ITEMS, node_counters, total_reserve
 from realmem.watermark import KB_SHIFT
 from realmem.zonestat import ZoneStat, read_node_zones, read_zones
 
-VMALLOC_TOTAL_KB = (1 << 35) - 1
-"""The vmalloc area of x86-64 with four-level tables."""
-
 COUNTED = frozenset(("HugePages_Total", "HugePages_Free", "HugePages_Rsvd", "HugePages_Surp"))
 """The lines that are numbers of pages; all others are kB."""
 
@@ -87,8 +84,9 @@ def machine_meminfo(machine: Any) -> str:
         # Half of memory and all swap, as with vm.overcommit_ratio 50.
         "CommitLimit": (total * 50 // 100) << KB_SHIFT,
         "Committed_AS": _committed(machine) >> 10,
-        "VmallocTotal": VMALLOC_TOTAL_KB,
-        "VmallocUsed": 0,
+        # The last byte is not Linux's either, hence its odd number.
+        "VmallocTotal": (machine.vmalloc_space - 1) >> 10,
+        "VmallocUsed": machine._vmalloc.nr_pages << KB_SHIFT,
         "VmallocChunk": 0,
         "Percpu": 0,
         **_huge_figures(gauges),

@@ -29,7 +29,7 @@ from realmem.layout import MIGRATE_NAMES
 FLAG_NAMES = (
     "locked", "referenced", "uptodate", "dirty", "lru", "head", "active", "slab", "reserved",
     "swapbacked", "unevictable", "mlocked", "table", "anon", "anon_exclusive", "tail", "zero",
-    "poisoned", "quicklist",
+    "poisoned", "quicklist", "vmalloc",
 )
 
 
@@ -151,7 +151,7 @@ cdef class PageFrames(MachineCore):
         """
         Open allocated kernel memory as a buffer.
 
-        :param addr: kernel logical address.
+        :param addr: kernel logical address, or one of the vmalloc area.
         :param size: bytes, more than 0.
         :return: a writable memoryview of bytes.
         :raises ValueError: not kernel addresses, or not all of it is allocated.
@@ -164,7 +164,10 @@ cdef class PageFrames(MachineCore):
         if length <= 0:
             raise ValueError(f"size must be positive: {size}")
         if offset >= self.m.max_pfn << PAGE_SHIFT:
-            raise ValueError(f"{at:#x} is not a kernel logical address of this machine")
+            machine = self.owner()
+            if machine is not None and machine.is_vmalloc_addr(at):
+                return machine._vmalloc.view(at, length)
+            raise ValueError(f"{at:#x} is not a kernel address of this machine")
         self.check_allocated(offset >> PAGE_SHIFT,
                              (offset + <uint64_t>length + PAGE_SIZE - 1) >> PAGE_SHIFT)
         return memoryview(Frames(self, at, length))
@@ -187,6 +190,7 @@ cdef class PageFrames(MachineCore):
 
 
 # A buffer over frames; a closing machine waits for it, or leaves the addresses reserved.
+@cython.no_gc_clear              # what its release needs must still be there
 cdef class Frames:
     cdef PageFrames allocator
     cdef uint64_t addr

@@ -9,16 +9,16 @@ from libc.stdlib cimport calloc, free
 
 from realmem._core.faults cimport check_owner, forget, out_of_memory, register
 from realmem._core.machine cimport MachineCore
+from realmem._kernel.mm_finding cimport MM_VALID, mm_finding
 from realmem._kernel.mm_types cimport (
     FAULT_ACCERR, FAULT_HOST, FAULT_MAPERR, FAULT_OOM, mm_struct, vma_slot,
 )
-from realmem._kernel.mm_types cimport mmu as mmu_struct
 from realmem._kernel.mmap cimport (
     mm_access, mm_exit, mm_find_pfn, mm_flush, mm_fork, mm_splice, mm_touch, mm_walk,
 )
 from realmem._kernel.percpu cimport get_cpu_area
 from realmem._kernel.pgtable cimport mmu_exit, mmu_init
-from realmem._kernel.validate_mm cimport MM_VALID, mm_finding, validate_mms
+from realmem._kernel.validate_mm cimport validate_mms
 from realmem._kernel.window cimport mm_create, window_reap, windows
 from realmem.types cimport PAGE_SHIFT
 
@@ -29,7 +29,7 @@ from realmem.layout import GFP
 
 LEVELS = ("pgd", "pud", "pmd", "pte")
 
-# By the numbers of _kernel/validate_mm.pxd.
+# By the numbers of _kernel/mm_finding.pxd.
 MESSAGES = (
     "",
     "address {where:#x}: entry {found:#x} in no VMA",
@@ -45,6 +45,11 @@ MESSAGES = (
     "pfn {where}: refcount {found} below its {expected} mappings",
     "{found} page-table frames, the walks find {expected}",
     "address {where:#x}: VMA {found} begins below its predecessor's end {expected:#x}",
+    "vmalloc: ranges overlap near {where:#x}, or are not all",
+    "vmalloc: {found} pages counted from {where:#x} on, there are {expected}",
+    "vmalloc: entry {found:#x} of {where:#x} maps a frame that is not the area's",
+    "vmalloc: {found} entries, the areas have {expected}",
+    "{found} frames say that they are vmalloc's, the areas have {expected}",
 )
 
 
@@ -68,9 +73,6 @@ cdef class Mmu:
     :param vma_budget: host VMAs that windows may take.
     :raises OutOfMemory: no frames.
     """
-
-    cdef mmu_struct u
-    cdef readonly MachineCore core
 
     def __cinit__(self, MachineCore core, fds, int64_t vma_budget):
         cdef int nid
@@ -403,6 +405,7 @@ cdef class AddressSpace:
         return self.mm.anon_rss, self.mm.min_flt, self.mm.maj_flt, self.mm.host_edges + 1
 
 
+@cython.no_gc_clear              # what its release needs must still be there
 cdef class WindowBuffer:
     """
     Buffer of a range of a live window.

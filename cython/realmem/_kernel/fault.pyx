@@ -15,14 +15,14 @@ from libc.string cimport memcpy
 from realmem._kernel.mm_types cimport (
     FAULT_ACCERR, FAULT_HOST, FAULT_MAPERR, FAULT_OK, FAULT_OOM, FAULT_WRITE, HOST_NONE,
     HOST_READ, HOST_WRITE, PTE_ACCESSED, PTE_DIRTY, PTE_NX, PTE_PRESENT, PTE_RW, PTE_SPECIAL,
-    PTE_USER, TASK_SIZE, VM_ACCESS, VM_EXEC, VM_WRITE, mm_struct, mmu, pte_host, pte_pfn,
-    vma_slot,
+    PTE_USER, TASK_SIZE, VM_ACCESS, VM_EXEC, VM_WRITE, is_kernel_mm, mm_struct, mmu, pte_host,
+    pte_pfn, vma_slot,
 )
 from realmem._kernel.page_alloc cimport alloc_pages_node
 from realmem._kernel.page_free cimport free_pages
 from realmem._kernel.percpu cimport count_vm_event
-from realmem._kernel.pgtable cimport pte_alloc_locked
-from realmem._kernel.tlb cimport tlb_install_locked
+from realmem._kernel.pgtable cimport pte_alloc_locked, pte_offset_locked
+from realmem._kernel.tlb cimport tlb_fill_locked, tlb_install_locked
 from realmem._kernel.vmaindex cimport vma_find
 from realmem.compiler cimport SEQ_CST, VM_BUG_ON, atomic64_fetch_and, likely, load64, unlikely
 from realmem.types cimport (
@@ -50,7 +50,7 @@ cdef int handle_mm_fault_locked(mm_struct* mm, uint64_t addr, int access,
     cdef uint64_t entry
     cdef int rc
     if addr >= <uint64_t>TASK_SIZE:
-        return FAULT_MAPERR
+        return vmalloc_fault(mm, addr, access) if is_kernel_mm(mm) else FAULT_MAPERR
     vma = vma_find(&mm.vmas, addr)
     if vma == NULL or addr < vma.start:
         return FAULT_MAPERR
@@ -70,6 +70,31 @@ cdef int handle_mm_fault_locked(mm_struct* mm, uint64_t addr, int access,
         mm.min_flt += 1
         count_vm_event(mm.mmu.m, PGFAULT, 1)
     return rc
+
+
+# The vmalloc area's page tables are the truth for it, too; what the host lost comes back, the
+# run of frames that the address lies in at a time.
+# Compare arch/x86/mm/fault.c:vmalloc_fault() (until 5.7), which copied a PGD entry.
+cdef int vmalloc_fault(mm_struct* mm, uint64_t addr, int access) noexcept nogil:
+    cdef uint64_t* pte = pte_offset_locked(mm, addr)
+    cdef uint64_t first = addr & ~<uint64_t>(PAGE_SIZE - 1)
+    cdef uint64_t last = first
+    cdef uint64_t* at
+    if pte == NULL or not pte[0] & PTE_PRESENT:
+        return FAULT_MAPERR
+    if access == FAULT_WRITE and not pte[0] & PTE_RW:
+        return FAULT_ACCERR
+    if pte_host(pte[0]) == HOST_NONE:
+        at = pte
+        while (first >> PAGE_SHIFT) & 511 and (at - 1)[0] + PAGE_SIZE == at[0]:
+            first -= PAGE_SIZE
+            at -= 1
+        at = pte
+        while ((last >> PAGE_SHIFT) + 1) & 511 and (at + 1)[0] == at[0] + PAGE_SIZE:
+            last += PAGE_SIZE
+            at += 1
+        tlb_fill_locked(mm, first, last + PAGE_SIZE)
+    return refill(mm, addr, pte, access, True)
 
 
 # Mirrors: arch/x86/mm/fault.c:access_error(); PROT_WRITE or PROT_EXEC alone is readable.

@@ -16,6 +16,9 @@ cdef enum: USER_PGD_PTRS = 256
 cdef enum: TASK_SIZE = 0x7FFFFFFFF000
 cdef enum: PAGE_OFFSET_PGD = 273        # PGD index of the direct map, 0xffff888000000000
 cdef enum: VMALLOC_PGD = 402            # PGD index of the vmalloc area, 0xffffc90000000000
+cdef extern from *:
+    const uint64_t VMALLOC_START "0xffffc90000000000ULL"
+cdef enum: VMALLOC_MAX_SHIFT = 39       # its share of one PGD entry, which all PGDs have
 
 # x86-64 page-table entry bits.
 cdef enum:
@@ -26,7 +29,7 @@ cdef enum:
     PTE_DIRTY = 0x040
     PTE_PSE = 0x080
     PTE_GLOBAL = 0x100
-    PTE_SPECIAL = 0x200         # software: the zero page; not counted
+    PTE_SPECIAL = 0x200         # software: the zero page, or a vmap()ed frame; not counted
     PTE_TABLE = 0x067           # present, RW, user, accessed, dirty: an entry to a table
     PTE_KERNEL_TABLE = 0x063
     PTE_HOST_SHIFT = 52         # software, two bits: what the host has mapped here, HOST_*
@@ -77,6 +80,43 @@ cdef struct vma_index:
     int64_t count
     int64_t capacity
 
+# A range of vmalloc addresses: in use, free, or freed and not yet to be used again.
+# (Linux: struct vmap_area and struct vm_struct.)  All are guarded by vmap_space.mm.lock.
+cdef enum:
+    VM_ALLOC = 0x2              # vmalloc(): its frames are its own
+    VM_MAP = 0x4                # vmap()
+    VM_UNINITIALIZED = 0x20     # not all is mapped yet; nobody knows its address
+    VMAP_RAM = 0x10000          # vm_map_ram(); no guard page
+    VMAP_DEFERRED = 0x20000     # vfree() came in atomic context
+    VMAP_KIND = 0x10006         # one of VM_ALLOC, VM_MAP, VMAP_RAM
+cdef struct vmap_area:
+    uint64_t start
+    uint64_t end                # guard page included
+    uint64_t flags              # VM_*, VMAP_*; 0 while free
+    uint64_t nr_pages           # mapped
+    uint64_t priority           # of the treap
+    uint64_t largest            # bytes of the largest range in this subtree
+    vmap_area* left
+    vmap_area* right
+    vmap_area* next             # on the list of those freed lately, or of unused descriptors
+
+# A machine's vmalloc area.  Its pages are mapped by the kernel half of the page tables, its
+# window is that of an address space without a process (Linux: init_mm).
+# busy, lazy and free ranges together are [mm.user_start, mm.user_start + mm.length).
+cdef struct vmap_space:
+    mm_struct* mm               # NULL once closed
+    uint64_t mm_id
+    vmap_area* busy             # treaps by address
+    vmap_area* free
+    vmap_area* lazy             # freed since the last purge
+    int64_t lazy_pages
+    int64_t lazy_max            # a purge is due above it
+    int64_t nr_pages            # frames of VM_ALLOC areas
+    int64_t nr_purges
+    vmap_area* spare            # unused descriptors
+    uint64_t* chunks            # where descriptors stand: linked by their first words
+    uint64_t seed
+
 # A machine's part in paging: made with its first process.
 cdef struct mmu:
     machine* m
@@ -88,6 +128,7 @@ cdef struct mmu:
     uint64_t kernel_pgd_pfn     # entries 256..511 of every PGD
     int64_t nr_kernel_tables    # frames behind the kernel half, its PGD included
     int64_t vma_budget          # host VMAs that windows may take
+    vmap_space* vmap            # the vmalloc area; NULL until it is first used
 
 cdef enum: NR_SCRATCH = 64
 cdef enum:
@@ -152,6 +193,10 @@ cdef inline uint64_t pte_with_host(uint64_t pte, unsigned int host) noexcept nog
 
 cdef inline uint64_t host_address(const mm_struct* mm, uint64_t addr) noexcept nogil:
     return mm.host_base + (addr - mm.user_start)
+
+# Whether it is the vmalloc area's, which no process has.
+cdef inline bint is_kernel_mm(const mm_struct* mm) noexcept nogil:
+    return mm.user_start > <uint64_t>TASK_SIZE
 
 cdef inline bint in_window(const mm_struct* mm, uint64_t addr) noexcept nogil:
     return addr - mm.user_start < mm.length

@@ -19,7 +19,7 @@ cdef int pgd_alloc(mm_struct* mm) noexcept nogil
 cdef void pgd_free(mm_struct* mm) noexcept nogil
 
 # The PTE of addr, or NULL where a level is missing.
-# Preconditions: mm.lock held; addr < TASK_SIZE.
+# Preconditions: mm.lock held; addr < TASK_SIZE, or in the vmalloc area if mm is its own.
 cdef uint64_t* pte_offset_locked(mm_struct* mm, uint64_t addr) noexcept nogil
 
 # The same, making what is missing (on the calling CPU's node).

@@ -10,7 +10,7 @@ from libc.string cimport memcpy, memset
 from realmem._kernel.mm_types cimport (
     PAGE_OFFSET_PGD, PGDIR_SHIFT, PMD_SHIFT, PTE_ACCESSED, PTE_DIRTY, PTE_GLOBAL,
     PTE_KERNEL_TABLE, PTE_NX, PTE_PRESENT, PTE_PSE, PTE_RW, PTE_TABLE, PTRS_PER_TABLE,
-    PUD_SHIFT, TASK_SIZE, USER_PGD_PTRS, VMALLOC_PGD, mm_struct, mmu, pte_pfn,
+    PUD_SHIFT, TASK_SIZE, USER_PGD_PTRS, VMALLOC_PGD, is_kernel_mm, mm_struct, mmu, pte_pfn,
 )
 from realmem._kernel.page_alloc cimport alloc_pages_node
 from realmem._kernel.page_free cimport free_pages
@@ -185,13 +185,15 @@ cdef uint64_t* pte_alloc_locked(mm_struct* mm, uint64_t addr) noexcept nogil:
     cdef uint64_t* entry = table_at(u, mm.pgd_pfn) + ((addr >> PGDIR_SHIFT) & 511)
     cdef page* p
     cdef int level
-    VM_BUG_ON(addr >= <uint64_t>TASK_SIZE, "page table for an address past TASK_SIZE")
+    cdef uint64_t bits = PTE_KERNEL_TABLE if is_kernel_mm(mm) else PTE_TABLE
+    VM_BUG_ON(addr >= <uint64_t>TASK_SIZE and not is_kernel_mm(mm),
+              "page table for an address past TASK_SIZE")
     for level in range(2, -1, -1):
         if unlikely(entry[0] == 0):
             p = table_alloc(u)
             if p == NULL:
                 return NULL
-            entry[0] = (page_to_pfn(u.m, p) << PAGE_SHIFT) | PTE_TABLE
+            entry[0] = (page_to_pfn(u.m, p) << PAGE_SHIFT) | bits
             table_of(u, entry).private += 1
             mm.nr_ptes += 1
         entry = table_at(u, pte_pfn(entry[0])) + table_index(addr, level)
@@ -237,8 +239,8 @@ cdef void free_pgtables_locked(mm_struct* mm, uint64_t start, uint64_t end) noex
         return
     last = (end - 1) >> PGDIR_SHIFT
     for i in range(start >> PGDIR_SHIFT, last + 1):
-        if pgd[i] != 0:
-            free_level(mm, pgd + i, i << PGDIR_SHIFT, 2, start, end)
+        if pgd[i & 511] != 0:
+            free_level(mm, pgd + (i & 511), i << PGDIR_SHIFT, 2, start, end)
 
 
 # Free what is empty below one entry, then the table it points to, if that is empty too.
@@ -255,7 +257,8 @@ cdef void free_level(mm_struct* mm, uint64_t* entry, uint64_t base, int level,
         for i in range(first, last + 1):
             if table[i] != 0:
                 free_level(mm, table + i, base + (i << shift), level - 1, start, end)
-    if pfn_to_page(u.m, pfn).private == 0:
+    # What stands below the kernel's PGD, every process's PGD points to.
+    if pfn_to_page(u.m, pfn).private == 0 and not (level == 2 and is_kernel_mm(mm)):
         entry[0] = 0
         table_of(u, entry).private -= 1
         mm.nr_ptes -= 1

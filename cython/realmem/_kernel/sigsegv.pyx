@@ -16,7 +16,7 @@ from realmem._kernel.fault cimport handle_mm_fault_locked
 from realmem._kernel.host_calls cimport gettid, mutex_lock, mutex_unlock, thread_ident
 from realmem._kernel.mm_types cimport (
     FAULT_ACCERR, FAULT_EXEC, FAULT_MAPERR, FAULT_OK, MM_LIVE, NR_FAULT_RECORDS, RECORD_READY,
-    VM_ACCESS, fault_record, mm_struct, vma_slot,
+    VM_ACCESS, fault_record, is_kernel_mm, mm_struct, vma_slot,
 )
 from realmem._kernel.percpu cimport borrow_area, count_vm_event, return_area
 from realmem._kernel.tlb cimport scratch_map_locked, tlb_reserve_init
@@ -190,7 +190,7 @@ cdef bint serve(uint64_t host, int access) noexcept nogil:
     if unlikely(mm.state != MM_LIVE):
         rc = FAULT_MAPERR
         if scratch_map_locked(mm, addr, False) == 0:
-            record(mm, addr, access, rc)
+            record(mm, host if is_kernel_mm(mm) else addr, access, rc)
             mutex_unlock(&mm.lock)
             wake_main()
             return True
@@ -203,7 +203,8 @@ cdef bint serve(uint64_t host, int access) noexcept nogil:
     if unlikely(rc != FAULT_OK):
         count_vm_event(m, HOST_FORBIDDEN, 1)
         if scratch_map_locked(mm, addr, readable(mm, addr)) == 0:
-            record(mm, addr, access, rc)
+            # Of the vmalloc area, users know the host's addresses.
+            record(mm, host if is_kernel_mm(mm) else addr, access, rc)
         else:
             rc = -1
     return_area(before)
@@ -226,6 +227,8 @@ cdef inline mm_struct* lock_window(uint64_t host) noexcept nogil:
 
 cdef inline bint readable(mm_struct* mm, uint64_t addr) noexcept nogil:
     cdef vma_slot* vma = vma_find(&mm.vmas, addr)
+    if is_kernel_mm(mm):
+        return True
     return vma != NULL and vma.start <= addr and vma.flags & VM_ACCESS != 0
 
 

@@ -15,6 +15,11 @@ from realmem._kernel.mm_types cimport mm_struct
 cdef int tlb_install_locked(mm_struct* mm, uint64_t addr, uint64_t* pte, uint64_t value,
                             unsigned int host) noexcept nogil
 
+# Make the host map what the entries of [start, end) map and it does not yet: one call for a
+# run of frames that follow each other.  What the budget or the host has no room for is left
+# to faults.
+cdef void tlb_fill_locked(mm_struct* mm, uint64_t start, uint64_t end) noexcept nogil
+
 # Take write access from every writable host mapping in [start, end).
 # Returns: when it returns no store can reach those frames through the window any more.
 cdef void tlb_wrprotect_locked(mm_struct* mm, uint64_t start, uint64_t end) noexcept nogil

@@ -19,7 +19,7 @@ from realmem._kernel.host_calls cimport (
 )
 from realmem._kernel.mm_types cimport (
     HOST_NOACC, HOST_NONE, HOST_READ, HOST_WRITE, MM_LIVE, NR_SCRATCH, PMD_SHIFT, PTE_PRESENT,
-    host_address, mm_struct, mmu, pte_host, pte_pfn, pte_with_host,
+    PTE_RW, host_address, is_kernel_mm, mm_struct, mmu, pte_host, pte_pfn, pte_with_host,
 )
 from realmem._kernel.percpu cimport count_vm_event
 from realmem._kernel.pgtable cimport next_table_locked, pte_offset_locked, set_pte_locked
@@ -173,6 +173,71 @@ cdef int host_install(mm_struct* mm, uint64_t addr, uint64_t* pte,
     return rc
 
 
+cdef void tlb_fill_locked(mm_struct* mm, uint64_t start, uint64_t end) noexcept nogil:
+    cdef uint64_t addr = start
+    cdef uint64_t stop
+    while addr < end:
+        stop = min(end, (addr | ((1 << PMD_SHIFT) - 1)) + 1)
+        if unlikely(peek64(&windows.host_vmas) >= mm.mmu.vma_budget):
+            relieve(mm)
+        if not fill_table(mm, addr, stop):
+            break
+        addr = stop
+
+
+# Fill what one page table maps of [start, end).
+# Returns: whether there was room for all.
+cdef bint fill_table(mm_struct* mm, uint64_t start, uint64_t end) noexcept nogil:
+    cdef mmu* u = mm.mmu
+    cdef uint64_t* pte = pte_offset_locked(mm, start)
+    cdef uint64_t left = (end - start) >> PAGE_SHIFT
+    cdef uint64_t addr = start
+    cdef uint64_t pfn, n, i
+    cdef int64_t before, room
+    cdef int nid, prot
+    if pte == NULL:
+        return True
+    before = edges_in(mm, start, end)
+    room = max(mm.mmu.vma_budget - peek64(&windows.host_vmas), 1)   # for the fault at hand
+    while left > 0:
+        n = fillable_run(u, pte, left)
+        if n == 0:
+            n = 1
+        else:
+            pfn = pte_pfn(pte[0])
+            nid = page_zone(u.m, pfn_to_page(u.m, pfn)).nid
+            prot = PROT_READ | PROT_WRITE if pte[0] & PTE_RW else PROT_READ
+            room -= 1
+            if room < 0 or host_map(host_address(mm, addr), n << PAGE_SHIFT, prot, u.fds[nid],
+                                    (pfn << PAGE_SHIFT) - u.fd_phys[nid]) != 0:
+                break
+            count_vm_event(u.m, HOST_MAP_FILL, 1)
+            for i in range(n):
+                pte[i] = pte_with_host(pte[i], HOST_WRITE if pte[0] & PTE_RW else HOST_READ)
+        pte += n
+        addr += n << PAGE_SHIFT
+        left -= n
+    scratch_forget(mm, start, addr)
+    add_edges(mm, edges_in(mm, start, end) - before)
+    return left == 0
+
+
+# How many entries from `pte` on map frames that one host mapping can hold; 0 for one that is
+# empty, or that the host has already.
+cdef uint64_t fillable_run(mmu* u, const uint64_t* pte, uint64_t most) noexcept nogil:
+    cdef uint64_t n = 0
+    cdef uint64_t first = pte[0]
+    cdef int nid
+    if not first & PTE_PRESENT or pte_host(first) != HOST_NONE:
+        return 0
+    nid = page_zone(u.m, pfn_to_page(u.m, pte_pfn(first))).nid
+    while (n < most and pte[n] & PTE_PRESENT and pte_host(pte[n]) == HOST_NONE
+           and pte_pfn(pte[n]) == pte_pfn(first) + n and (pte[n] ^ first) & PTE_RW == 0
+           and page_zone(u.m, pfn_to_page(u.m, pte_pfn(pte[n]))).nid == nid):
+        n += 1
+    return n
+
+
 # ---- protecting and flushing ------------------------------------------------
 
 cdef void tlb_wrprotect_locked(mm_struct* mm, uint64_t start, uint64_t end) noexcept nogil:
@@ -319,21 +384,16 @@ cdef int64_t edges_in_cleared(mm_struct* mm, uint64_t start, uint64_t end) noexc
 
 # Flush tables, round robin, until an eighth of the budget is free: this window's, or, where
 # it has few host VMAs itself, those of other windows of the machine that are not locked.
+# The vmalloc area's go last: what a system call is given of it must not fault.
 cdef void relieve(mm_struct* mm) noexcept nogil:
     cdef int64_t target = mm.mmu.vma_budget - (mm.mmu.vma_budget >> 3)
     cdef uint64_t end = mm.user_start + mm.length
     cdef uint64_t addr = max(mm.flush_hand, mm.user_start)
     cdef bint wrapped = False
-    cdef mm_struct* other
+    if mm.host_edges < OWN_EDGES_WORTH or is_kernel_mm(mm):
+        relieve_others(mm, target, False)
     if mm.host_edges < OWN_EDGES_WORTH:
-        other = windows.all
-        while other != NULL and peek64(&windows.host_vmas) > target:
-            if (other != mm and peek64(&other.host_edges) >= OWN_EDGES_WORTH
-                    and mutex_trylock(&other.lock)):
-                if other.state == MM_LIVE and other.mmu == mm.mmu:
-                    tlb_flush_window_locked(other)
-                mutex_unlock(&other.lock)
-            other = other.all_next
+        relieve_others(mm, target, True)
         return
     while peek64(&windows.host_vmas) > target and mm.host_edges > 0:
         if next_table_locked(mm, &addr, end) == NULL:
@@ -346,6 +406,18 @@ cdef void relieve(mm_struct* mm) noexcept nogil:
         tlb_flush_locked(mm, addr, addr + (1 << PMD_SHIFT))
         addr += 1 << PMD_SHIFT
     mm.flush_hand = addr
+
+
+cdef void relieve_others(mm_struct* mm, int64_t target, bint kernel) noexcept nogil:
+    cdef mm_struct* other = windows.all
+    while other != NULL and peek64(&windows.host_vmas) > target:
+        if (other != mm and peek64(&other.host_edges) >= OWN_EDGES_WORTH
+                and mutex_trylock(&other.lock)):
+            if (other.state == MM_LIVE and other.mmu == mm.mmu
+                    and is_kernel_mm(other) == kernel):
+                tlb_flush_window_locked(other)
+            mutex_unlock(&other.lock)
+        other = other.all_next
 
 
 cdef void tlb_reserve_init() noexcept nogil:

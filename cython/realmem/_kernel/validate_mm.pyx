@@ -6,14 +6,20 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from realmem._kernel.fault cimport page_mapcount
 from realmem._kernel.host_calls cimport mutex_lock, mutex_unlock
+from realmem._kernel.mm_finding cimport (
+    MM_ABOVE_ENTRY, MM_ABOVE_VMA, MM_HOST_EDGES, MM_LOST_FRAME, MM_LOST_TABLE, MM_MAPCOUNT,
+    MM_NOT_ANON, MM_NR_PTES, MM_OUTSIDE_VMA, MM_REFCOUNT, MM_RSS, MM_SHARED_WRITABLE,
+    MM_TABLE_USE, MM_VALID, MM_VMA_ORDER, mm_finding,
+)
 from realmem._kernel.mm_types cimport (
     HOST_READ, HOST_WRITE, MM_LIVE, PTE_PRESENT, PTE_RW, PTE_SPECIAL, PTRS_PER_TABLE,
     USER_PGD_PTRS, VM_ACCESS, VM_WRITE, mm_struct, mmu, pte_host, pte_pfn, vma_slot,
 )
 from realmem._kernel.tlb cimport count_edges_locked
+from realmem._kernel.validate_vmap cimport validate_vmap_locked
 from realmem._kernel.vmaindex cimport vma_find
 from realmem.types cimport (
-    PAGE_ALLOCATED, PAGE_SHIFT, PG_anon, PG_table, page, pfn_address, pfn_to_page,
+    PAGE_ALLOCATED, PAGE_SHIFT, PG_anon, PG_table, PG_vmalloc, page, pfn_address, pfn_to_page,
 )
 
 cdef struct recount:
@@ -30,19 +36,32 @@ cdef bint validate_mms(mmu* u, mm_struct** mms, int64_t n, uint32_t* counts,
     cdef recount r
     cdef int64_t i
     cdef int64_t tables = u.nr_kernel_tables
+    cdef int64_t vmap_tables = 0
+    cdef int64_t vmap_frames = 0
+    cdef mm_struct* kernel = u.vmap.mm if u.vmap != NULL else NULL
+    cdef mm_struct* locked = kernel
     r.u = u
     r.counts = counts
     r.finding = finding_ret
     finding_ret.what = MM_VALID
-    for i in range(n):
+    for i in range(n):              # the vmalloc area's at its place among them
+        if kernel != NULL and kernel.id < mms[i].id:
+            mutex_lock(&kernel.lock)
+            kernel = NULL
         mutex_lock(&mms[i].lock)
+    if kernel != NULL:
+        mutex_lock(&kernel.lock)
     for i in range(n):
         if mms[i].state == MM_LIVE and finding_ret.what == MM_VALID:
             r.mm = mms[i]
             validate_mm_locked(&r)
             tables += r.tables + 1
+    if finding_ret.what == MM_VALID and locked != NULL:
+        validate_vmap_locked(u.vmap, finding_ret, &vmap_tables, &vmap_frames)
     if finding_ret.what == MM_VALID:
-        validate_frames(&r, tables)
+        validate_frames(&r, tables + vmap_tables, vmap_frames)
+    if locked != NULL:
+        mutex_unlock(&locked.lock)
     for i in range(n - 1, -1, -1):
         mutex_unlock(&mms[i].lock)
     return finding_ret.what == MM_VALID
@@ -125,8 +144,9 @@ cdef bint validate_pte(recount* r, uint64_t entry, uint64_t addr) noexcept nogil
 
 
 # What the frames themselves say, against what the walks found.
-cdef bint validate_frames(recount* r, int64_t tables) noexcept nogil:
+cdef bint validate_frames(recount* r, int64_t tables, int64_t vmalloc) noexcept nogil:
     cdef int64_t found_tables = 0
+    cdef int64_t found_vmalloc = 0
     cdef int nid
     cdef uint64_t pfn, end, mapped
     cdef page* p
@@ -139,6 +159,7 @@ cdef bint validate_frames(recount* r, int64_t tables) noexcept nogil:
             mapped = r.counts[pfn]
             if p.kind.h.state == PAGE_ALLOCATED and p.flags & (1 << PG_table):
                 found_tables += 1
+            found_vmalloc += p.flags >> PG_vmalloc & 1
             if p.kind.h.state == PAGE_ALLOCATED and (mapped or p.flags & (1 << PG_anon)):
                 if page_mapcount(p) != <int64_t>mapped:
                     return frame_fail(r, MM_MAPCOUNT, pfn, mapped, page_mapcount(p))
@@ -147,6 +168,8 @@ cdef bint validate_frames(recount* r, int64_t tables) noexcept nogil:
             pfn += 1
     if found_tables != tables:
         return frame_fail(r, MM_LOST_TABLE, 0, tables, found_tables)
+    if found_vmalloc != vmalloc:
+        return frame_fail(r, MM_LOST_FRAME, 0, vmalloc, found_vmalloc)
     return True
 
 

@@ -32,6 +32,11 @@ cdef bint window_covers_locked(const mm_struct* mm, uint64_t host) noexcept nogi
 cdef mm_struct* mm_create(mmu* u, int pid, int nid, uint64_t* length_ref,
                           int* error_ret) noexcept nogil
 
+# The same for the vmalloc area: kernel addresses from `start` on, the kernel's own PGD.
+# Returns: NULL with error_ret EAGAIN.
+cdef mm_struct* mm_create_kernel(mmu* u, uint64_t start, uint64_t* length_ref,
+                                 int* error_ret) noexcept nogil
+
 # Give back windows of dead blocks that no view covers; returns how many.  Needs the GIL
 # (exports), never called by a finalizer.
 cdef int window_reap() noexcept nogil

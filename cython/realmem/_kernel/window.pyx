@@ -57,19 +57,51 @@ cdef mm_struct* mm_create(mmu* u, int pid, int nid, uint64_t* length_ref,
         block_put(mm)
         error_ret[0] = ENOMEM
         return NULL
-    while reserve(mm, length) != 0 and length > GIB:
-        length >>= 1
-    if mm.length != 0:
+    if reserve_halving(mm, &length) == 0:
         mm.state = MM_LIVE
         mm.user_start = <uint64_t>USER_TOP - length
         publish(mm, mm)
-        atomic64_add_return(&windows.host_vmas, 1, SEQ_CST)
         length_ref[0] = length
     else:
         mm.state = MM_DEAD          # the caller ends it as it ends any other
         error_ret[0] = EAGAIN
     mutex_unlock(&mm.lock)
     return mm
+
+
+cdef mm_struct* mm_create_kernel(mmu* u, uint64_t start, uint64_t* length_ref,
+                                 int* error_ret) noexcept nogil:
+    cdef mm_struct* mm = block_get()
+    cdef bint got
+    if mm == NULL:
+        error_ret[0] = EAGAIN
+        return NULL
+    mutex_lock(&mm.lock)
+    mm.pid = 0
+    mm.nid = -1
+    mm.length = 0
+    got = reserve_halving(mm, length_ref) == 0
+    if got:
+        mm.mmu = u
+        mm.pgd_pfn = u.kernel_pgd_pfn
+        mm.state = MM_LIVE
+        mm.user_start = start
+        publish(mm, mm)
+    mutex_unlock(&mm.lock)
+    if not got:
+        block_put(mm)
+        error_ret[0] = EAGAIN
+        return NULL
+    return mm
+
+
+cdef int reserve_halving(mm_struct* mm, uint64_t* length_ref) noexcept nogil:
+    while reserve(mm, length_ref[0]) != 0:
+        if length_ref[0] <= GIB:
+            return -ENOMEM
+        length_ref[0] >>= 1
+    atomic64_add_return(&windows.host_vmas, 1, SEQ_CST)
+    return 0
 
 
 # Take [aligned, aligned + length) out of a reservation one GiB longer.

@@ -1,0 +1,7 @@
+# A machine's part in paging, for faces that map something.
+from realmem._core.machine cimport MachineCore
+from realmem._kernel.mm_types cimport mmu as mmu_struct
+
+cdef class Mmu:
+    cdef mmu_struct u
+    cdef readonly MachineCore core

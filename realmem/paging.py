@@ -1,0 +1,75 @@
+"""A machine's part in paging, which its processes and its vmalloc area share."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from realmem._core import faults
+from realmem._core.mm import Mmu
+from realmem.errors import HostError
+
+if TYPE_CHECKING:
+    from realmem._core.pages import PageAllocator
+    from realmem.pool import Pool
+
+
+class Paging:
+    """
+    The kernel's page tables, made when something is first mapped, and the limits of windows.
+
+    :param core: the machine's allocator.
+    :param pool: its memory.
+    :param window: bytes of host address space a process; a power of two from 1G.
+    :param host_vmas: budget of host VMAs; None is half of the host's ``vm.max_map_count``.
+    :ivar window: bytes of host address space a process.
+    """
+
+    def __init__(
+        self, core: PageAllocator, pool: Pool, window: int, host_vmas: int | None
+    ) -> None:
+        self._core = core
+        self._pool = pool
+        self.window = window
+        self._vma_budget = default_vma_budget() if host_vmas is None else host_vmas
+        self._lock = threading.Lock()
+        self.mmu: Mmu | None = None
+
+    @property
+    def nr_nodes(self) -> int:
+        """How many nodes the machine has."""
+        return len(self._pool.nodes)
+
+    def start(self) -> Mmu:
+        """
+        Give the part in paging; the first time, take SIGSEGV and make the kernel's page tables.
+
+        :raises OutOfMemory: no frames for them.
+        :raises HostError: a backing of which single pages cannot be mapped.
+        """
+        if self._pool.hugetlb:
+            raise HostError(
+                errno.EOPNOTSUPP,
+                "windows of a machine on hugetlb backing are not there yet: use backing='4K'",
+            )
+        faults.install()
+        with self._lock:
+            if self.mmu is None:
+                self.mmu = Mmu(self._core, self._pool.fds, self._vma_budget)
+            return self.mmu
+
+    def close(self) -> None:
+        """Give the page tables back; everything that is mapped was unmapped before."""
+        if self.mmu is not None:
+            self.mmu.close()
+            self.mmu = None
+
+
+def default_vma_budget() -> int:
+    """Give half of the host's ``vm.max_map_count``."""
+    try:
+        return int(Path("/proc/sys/vm/max_map_count").read_text()) // 2
+    except (OSError, ValueError):
+        return 65530 // 2

@@ -116,13 +116,17 @@ def node_counters(machine: Any, nid: int) -> dict[str, int]:
     counters = dict.fromkeys(NODE_STAT_ITEMS, 0)
     counters["nr_anon_pages"] = frames["anon"]
     counters["nr_page_table_pages"] = frames["table"]
+    counters["nr_slab_reclaimable"] = frames["slab_reclaimable"]
+    counters["nr_slab_unreclaimable"] = frames["slab"]
     return counters
 
 
 _EVENTS_OF_THE_MACHINE = frozenset(VM_EVENT_ITEMS) - frozenset(_of_zones("pgalloc").split())
 
 # Counted by looking at every frame; all others are summed from counters.
-_FRAME_ITEMS = frozenset(("nr_anon_pages", "nr_page_table_pages"))
+_FRAME_ITEMS = frozenset(
+    ("nr_anon_pages", "nr_page_table_pages", "nr_slab_reclaimable", "nr_slab_unreclaimable")
+)
 
 
 def node_vmstat(machine: Any, node: Any) -> dict[str, int]:

@@ -40,16 +40,18 @@ def machine():
 def test_paths(machine):
     paths = machine.procfs.paths()
     assert paths == sorted(paths) == list(machine.procfs)
-    memory = ["buddyinfo", "meminfo", "pagetypeinfo", "vmallocinfo", "vmstat",
+    memory = ["buddyinfo", "meminfo", "pagetypeinfo", "slabinfo", "vmallocinfo", "vmstat",
               "zoneinfo"]
     assert [path for path in paths if "/sys/" not in path] == [f"/proc/{name}" for name in memory]
     assert "/proc/sys/vm/min_free_kbytes" in machine.procfs
     assert f"{NODES}/node2/meminfo" in machine.sysfs
     assert f"{NODES}/node3/meminfo" not in machine.sysfs
-    assert len(machine.sysfs) == 6 + 3 * 6 + 2
+    assert len([path for path in machine.sysfs if "/slab/" not in path]) == 6 + 3 * 6 + 2
+    assert len(machine.sysfs) == len(machine.sysfs.paths()) == len(machine.sysfs.items())
     assert all(
         text.endswith("\n") for tree in (machine.procfs, machine.sysfs)
-        for path, text in tree.items() if path != "/proc/vmallocinfo"   # empty without areas
+        for path, text in tree.items()
+        if "/slab/" not in path and path != "/proc/vmallocinfo"     # empty without areas
     )
 
 

@@ -140,6 +140,7 @@ class OneNode:
     nodes = (_Node,)
     sysctl: dict[str, int] = {}  # noqa: RUF012
     processes: dict[int, object] = {}  # noqa: RUF012
+    kmem_caches: dict[str, object] = {}  # noqa: RUF012
     cpus = 1
 
     class quicklists:
@@ -186,7 +187,7 @@ class OneNode:
 
         @staticmethod
         def frame_stat(nid):
-            return {"anon": 0, "table": 0}
+            return {"anon": 0, "table": 0, "slab": 0, "slab_reclaimable": 0}
 
 
 @pytest.mark.parametrize(

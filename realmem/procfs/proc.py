@@ -6,7 +6,15 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from realmem.procfs import buddyinfo, meminfo, pagetypeinfo, vmallocinfo, vmstat, zoneinfo
+from realmem.procfs import (
+    buddyinfo,
+    meminfo,
+    pagetypeinfo,
+    slabinfo,
+    vmallocinfo,
+    vmstat,
+    zoneinfo,
+)
 from realmem.procfs.sysctl import sysctl_files
 from realmem.procfs.sysfs import SysFS
 from realmem.procfs.tree import TextFile, TextTree
@@ -28,6 +36,7 @@ class ProcFS(TextTree):
         yield "/proc/buddyinfo", TextFile(lambda: buddyinfo.machine_buddyinfo(machine))
         yield "/proc/meminfo", TextFile(lambda: meminfo.machine_meminfo(machine))
         yield "/proc/pagetypeinfo", TextFile(lambda: pagetypeinfo.machine_pagetypeinfo(machine))
+        yield "/proc/slabinfo", TextFile(lambda: slabinfo.machine_slabinfo(machine))
         yield "/proc/vmallocinfo", TextFile(lambda: vmallocinfo.machine_vmallocinfo(machine))
         yield "/proc/vmstat", TextFile(lambda: vmstat.format_counters(read_vmstat(machine)))
         yield "/proc/zoneinfo", TextFile(lambda: zoneinfo.machine_zoneinfo(machine))

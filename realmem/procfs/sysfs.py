@@ -12,6 +12,7 @@ from typing import Any
 
 from realmem.procfs import extfrag, meminfo, vmstat
 from realmem.procfs.masks import format_list, format_mask
+from realmem.procfs.slabs import slab_files
 from realmem.procfs.tree import TextFile, TextTree
 from realmem.vmstat import node_vmstat
 from realmem.watermark import ZONE_MOVABLE
@@ -28,7 +29,13 @@ class SysFS(TextTree):
     """
 
     def __init__(self, machine: Any) -> None:
-        super().__init__(machine, self._state_files, self._node_files, self._debug_files)
+        super().__init__(
+            machine,
+            self._state_files,
+            self._node_files,
+            self._debug_files,
+            lambda: slab_files(machine),
+        )
 
     def _state_files(self) -> Iterator[tuple[str, TextFile]]:
         machine = self._machine

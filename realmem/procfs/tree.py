@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, ValuesView
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,11 +40,22 @@ class TextTree(Mapping[str, str]):
         self._machine._allocator.check_alive()
         return {path: file for family in self._families for path, file in family()}
 
+    def _file(self, path: object) -> TextFile | None:
+        self._machine._allocator.check_alive()
+        found = (file for family in self._families for at, file in family() if at == path)
+        return next(found, None)
+
     def __getitem__(self, path: str) -> str:
-        return self._files()[path].read()
+        file = self._file(path)
+        if file is None:
+            raise KeyError(path)
+        return file.read()
 
     def __setitem__(self, path: str, text: str) -> None:
-        write = self._files()[path].write
+        file = self._file(path)
+        if file is None:
+            raise KeyError(path)
+        write = file.write
         if write is None:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
         if not isinstance(text, str):
@@ -52,7 +63,15 @@ class TextTree(Mapping[str, str]):
         write(text)
 
     def __contains__(self, path: object) -> bool:
-        return path in self._files()
+        return self._file(path) is not None
+
+    def items(self) -> ItemsView[str, str]:
+        """Read every file, listing the tree once."""
+        return {path: file.read() for path, file in sorted(self._files().items())}.items()
+
+    def values(self) -> ValuesView[str]:
+        """Read every file, listing the tree once."""
+        return dict(self.items()).values()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.paths())

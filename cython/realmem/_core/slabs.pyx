@@ -24,7 +24,7 @@ from realmem._kernel.slab cimport (
 )
 from realmem._kernel.slab_cache cimport (
     OBJECT_FREE, OBJECT_INSIDE, OBJECT_NONE, add_cache, cache_stat, find_object, free_cache,
-    new_cache, remove_cache, shrink_cache, stat_cache,
+    new_cache, remove_cache, shrink_cache, stat_cache, stat_cache_node,
 )
 from realmem._kernel.slab_pages cimport discard_raw_slab, new_raw_slab, publish_slab
 from realmem._kernel.slab_types cimport (
@@ -521,6 +521,32 @@ cdef class KmemCache:
         return (<uint64_t>4096 << self.s.order) / self.s.size
 
     @property
+    def min_partial(self):
+        """Slabs with free objects below which a node keeps an empty one; can be set."""
+        self.usable()
+        return self.s.min_partial
+
+    @min_partial.setter
+    def min_partial(self, wanted):
+        cdef int64_t value = as_int(wanted, "min_partial")
+        self.usable()
+        if not 0 <= value < 1 << 31:
+            raise ValueError(f"min_partial {wanted} is not within 0 and {(1 << 31) - 1}")
+        self.s.min_partial = <uint32_t>value
+
+    @property
+    def capacity(self):
+        """Objects that a thread keeps at hand, at most; Linux's sheaf_capacity."""
+        self.usable()
+        return self.s.capacity
+
+    @property
+    def constructor(self):
+        """What is run for each new object: a callable, the address of a C function, or None."""
+        self.usable()
+        return self.python_ctor if self.s.python_ctor else self.c_ctor or None
+
+    @property
     def mergeable(self):
         """Whether it may serve other names: it has no constructor and is not kmalloc()'s."""
         self.usable()
@@ -532,17 +558,23 @@ cdef class KmemCache:
         self.usable()
         return <uint64_t>self.s
 
-    def stat(self):
+    def stat(self, nid=None):
         """
         Count objects and slabs.
 
-        :return: dict of active_objs, num_objs, num_slabs and nr_partial.
+        :param nid: of one node; None means of all.
+        :return: dict of active_objs, num_objs, num_slabs, nr_partial (slabs that have free
+            objects), partial_objs (objects in use in those).
         """
         cdef cache_stat found
         self.usable()
-        stat_cache(self.s, &found)
+        if nid is None:
+            stat_cache(self.s, &found)
+        else:
+            stat_cache_node(self.s, max(0, self.allocator.pages.as_nid(nid)), &found)
         return {"active_objs": found.active_objs, "num_objs": found.num_objs,
-                "num_slabs": found.num_slabs, "nr_partial": found.nr_partial}
+                "num_slabs": found.num_slabs, "nr_partial": found.nr_partial,
+                "partial_objs": found.partial_objs}
 
     @property
     def active_objs(self):

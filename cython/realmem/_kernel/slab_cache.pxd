@@ -33,6 +33,7 @@ cdef struct cache_stat:
     int64_t num_objs
     int64_t num_slabs
     int64_t nr_partial
+    int64_t partial_objs        # in use in slabs that have free ones
 cdef void stat_cache(kmem_cache* s, cache_stat* ret) noexcept nogil
 cdef void stat_cache_node(kmem_cache* s, int nid, cache_stat* ret) noexcept nogil
 

@@ -244,12 +244,14 @@ cdef void stat_cache(kmem_cache* s, cache_stat* ret) noexcept nogil:
     ret.num_objs = 0
     ret.num_slabs = 0
     ret.nr_partial = 0
+    ret.partial_objs = 0
     for nid in range(s.machine.nr_nodes):
         stat_cache_node(s, nid, &one)
         ret.active_objs += one.active_objs
         ret.num_objs += one.num_objs
         ret.num_slabs += one.num_slabs
         ret.nr_partial += one.nr_partial
+        ret.partial_objs += one.partial_objs
 
 
 # Compare get_slabinfo(): what is free is what partial slabs have free.
@@ -257,9 +259,11 @@ cdef void stat_cache_node(kmem_cache* s, int nid, cache_stat* ret) noexcept nogi
     cdef kmem_cache_node* n = s.nodes + nid
     cdef list_head* at
     cdef int64_t free = 0
+    ret.partial_objs = 0
     spin_lock(&n.list_lock)
     at = n.partial.next
     while at != &n.partial:
+        ret.partial_objs += list_to_slab(at).inuse
         free += list_to_slab(at).objects - list_to_slab(at).inuse
         at = at.next
     ret.num_objs = n.total_objects

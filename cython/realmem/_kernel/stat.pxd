@@ -22,10 +22,12 @@ cdef void sum_pcp_stats(machine* m, int index, pcp_stat* stats_ret) noexcept nog
 cdef struct frame_stat:
     uint64_t anon               # pages of anonymous memory
     uint64_t table              # page-table pages
+    uint64_t slab               # of caches, and kmalloc()'s large blocks
+    uint64_t slab_reclaimable   # of caches whose objects can be reclaimed
 
 # Count a node's allocated frames by what they are used for.
 # Nothing counts them as they change, so that a fault need not pay for it; free blocks are
 # stepped over whole.
-# Differs: Linux keeps NR_ANON_MAPPED and NR_PAGETABLE by node.
+# Differs: Linux keeps NR_ANON_MAPPED, NR_PAGETABLE and NR_SLAB_*_B by node.
 # Context: takes no lock; frames that change hands meanwhile may be missed or counted twice.
 cdef void count_frames(const machine* m, int nid, frame_stat* ret) noexcept nogil

@@ -4,10 +4,12 @@
 from libc.stdint cimport uint64_t
 
 from realmem._kernel.pcp cimport add_pcp_events
+from realmem._kernel.slab_types cimport slab_of
 from realmem.compiler cimport spin_lock, spin_unlock
 from realmem.types cimport (
-    MAX_PAGE_ORDER, NR_VM_EVENT_ITEMS, NR_VM_NUMA_EVENT_ITEMS, PAGE_ALLOCATED, PAGE_BUDDY, PG_anon,
-    PG_table, cpu_area, machine, node, page, page_kind, pfn_to_page,
+    MAX_PAGE_ORDER, MIGRATE_RECLAIMABLE, NR_VM_EVENT_ITEMS, NR_VM_NUMA_EVENT_ITEMS,
+    PAGE_ALLOCATED, PAGE_BUDDY, PG_anon, PG_slab, PG_table, cpu_area, machine, node,
+    page, page_kind, pfn_to_page,
 )
 
 
@@ -60,7 +62,8 @@ cdef void count_frames(const machine* m, int nid, frame_stat* ret) noexcept nogi
     cdef uint64_t pages
     cdef const page* p
     cdef page_kind kind
-    ret.anon = ret.table = 0
+    ret.anon = ret.table = ret.slab_reclaimable = 0
+    ret.slab = slab_of(m).large_pages[nid] if m.slab != NULL else 0
     while pfn < end:
         p = pfn_to_page(m, pfn)
         kind.word = p.kind.word
@@ -73,4 +76,8 @@ cdef void count_frames(const machine* m, int nid, frame_stat* ret) noexcept nogi
                 ret.anon += pages
             elif p.flags & (1 << PG_table):
                 ret.table += pages
+            elif p.flags & (1 << PG_slab) and kind.h.migratetype == MIGRATE_RECLAIMABLE:
+                ret.slab_reclaimable += pages
+            elif p.flags & (1 << PG_slab):
+                ret.slab += pages
         pfn += pages

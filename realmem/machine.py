@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -133,6 +134,8 @@ class Machine:
         )
         self._paging: Paging | None = None
         self._process_table: ProcessTable | None = None
+        self._making = threading.RLock()        # of what is made when it is first needed
+        self._finishing = threading.Lock()      # taken once, by whoever closes
         places = resolve(nodes, memory, host)
         ranges = lay_out([place.memory for place in places], parse_zones(zones))
         self.cpus = self._nr_cpus(cpus, places)
@@ -345,19 +348,27 @@ class Machine:
         :raises HostError: no host address space for its window.
         """
         self._allocator.check_alive()
+        return self._processes_here().spawn(name, node, uid)
+
+    def _processes_here(self) -> ProcessTable:
+        """Give the table of processes; two would not know of each other's."""
         if self._process_table is None:
             from realmem.process import ProcessTable
 
-            self._process_table = ProcessTable(self._allocator, self._get_paging())
-            self._keeper.processes = self._process_table
-        return self._process_table.spawn(name, node, uid)
+            table = ProcessTable(self._allocator, self._get_paging())
+            with self._making:
+                if self._process_table is None:
+                    self._process_table = self._keeper.processes = table
+        return self._process_table
 
     def _get_paging(self) -> Paging:
         if self._paging is None:
             from realmem.paging import Paging
 
-            self._paging = Paging(self._allocator, self._pool, *self._windows)
-            self._keeper.paging = self._paging
+            paging = Paging(self._allocator, self._pool, *self._windows)
+            with self._making:
+                if self._paging is None:
+                    self._paging = self._keeper.paging = paging
         return self._paging
 
     def _start_paging(self) -> tuple[Mmu, int]:
@@ -413,7 +424,7 @@ class Machine:
         Make attempts fail inside a ``with``, to see what becomes of them.
 
         Compare lib/fault-inject.c and /proc/PID/fail-nth.  A request with ``GFP.NOFAIL`` does
-        not fail.  Of two that are nested at one point only the inner one is in force.
+        not fail.  Of several at one point only the one that was entered last is in force.
 
         :param point: ``"page_alloc"``: each call of the page allocator is an attempt, by
             whichever thread, faults and the machine's own needs included.
@@ -441,7 +452,10 @@ class Machine:
         if self._closed:
             return
         if not self._inherited():
-            self._allocator.check_alive()
+            try:
+                self._allocator.check_alive()
+            except ValueError:
+                return                  # another thread is closing it
         views = self._allocator.nr_exports + self._vmalloc.exports
         if self._process_table is not None:
             views += self._process_table.exports
@@ -452,6 +466,9 @@ class Machine:
         self._finish()
 
     def _finish(self) -> None:
+        # A second thread would unmap what others are still inside of.
+        if not self._finishing.acquire(blocking=False):
+            return
         self._closed = True
         self._end_processes()
         # The allocator first: from then on there are no new views, and no other thread is

@@ -94,6 +94,35 @@ def test_nested_ones(machine):
         once.__enter__()
 
 
+def test_threads_do_not_nest_theirs(machine):
+    """Whoever entered last is in force until it leaves; then nothing is left of the others."""
+    first, second, third = (machine.inject("page_alloc", nth=n) for n in (4, 1, 2))
+    first.__enter__()
+    assert outcomes(machine, 1) == "."
+    second.__enter__()
+    third.__enter__()
+    second.__exit__(None, None, None)               # from between: it never was in force again
+    assert outcomes(machine, 1) == "."
+    first.__exit__(None, None, None)
+    assert outcomes(machine, 2) == "x."
+    assert (first.attempts, second.attempts, third.attempts) == (1, 0, 3)
+    third.__exit__(None, None, None)
+    assert outcomes(machine, 5) == "....."
+    assert (first.attempts, second.attempts, third.attempts) == (1, 0, 3)
+
+
+def test_one_that_goes_below_another(machine):
+    first, second = (machine.inject("page_alloc", nth=n) for n in (1, 3))
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert outcomes(machine, 4) == "..x."
+    first.__exit__(None, None, None)                # left already
+    assert second.attempts == 4
+    second.__exit__(None, None, None)
+    assert outcomes(machine, 3) == "..."
+
+
 def test_every_thread_counts(machine):
     """A fast path that another thread had before must not be missed."""
     ready, go = threading.Barrier(3), threading.Barrier(3)

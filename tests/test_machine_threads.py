@@ -175,6 +175,69 @@ print(outcomes)
     assert child.stdout == "{'this machine is closed'}\n"
 
 
+@pytest.mark.crash
+def test_two_threads_close(python):
+    """The second one must not unmap what others are still inside of."""
+    child = python("""
+import threading
+import realmem as rm
+for turn in range(8):
+    machine = rm.Machine(1, "48M")
+    both, inside, found = threading.Barrier(2), threading.Event(), []
+    def finish():                   # both have asked everything that close() asks
+        both.wait()
+        type(machine)._finish(machine)
+    machine._finish = finish
+    def use():
+        try:
+            while True:
+                inside.set()
+                pages = machine.alloc_pages_bulk(rm.GFP_KERNEL | rm.GFP.ZERO, 10000)
+                machine.free_pages_bulk(pages)
+        except BaseException as error:
+            found.append(repr(error))
+    threads = [threading.Thread(target=f) for f in (use, use, machine.close, machine.close)]
+    for thread in threads:
+        thread.start()
+        inside.wait()
+    for thread in threads:
+        thread.join()
+    assert found == ["ValueError('this machine is closed')"] * 2, found
+    machine.close()
+""")
+    assert child.returncode == 0, child.stderr
+    assert child.stderr == ""
+
+
+@pytest.mark.crash
+def test_two_threads_spawn_first(python):
+    """They find one table of processes: check() and close() know of all of them."""
+    child = python("""
+import threading
+import realmem as rm
+machine = rm.Machine(1, "16M", window="1G")
+ready, made = threading.Barrier(4), []
+def spawn():
+    ready.wait()
+    made.append(machine.spawn())
+threads = [threading.Thread(target=spawn) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+assert sorted(machine.processes) == sorted(p.pid for p in made) == [1, 2, 3, 4], machine.processes
+machine.check()
+machine.close()
+for process in made:
+    try:
+        process.vmas
+    except ValueError:
+        continue
+    raise AssertionError(process)
+""")
+    assert child.returncode == 0, child.stderr
+
+
 def test_the_lists_of_very_many_threads_are_counted():
     """The books hold however many threads there are; what they keep is added up by CPU."""
     before = threading.stack_size(256 << 10)

@@ -323,6 +323,17 @@ def test_a_page_that_somebody_holds_is_not_kept(machine):
     machine.check()
 
 
+def test_nobody_takes_a_reference_to_a_spare_page(machine):
+    """It would be given out, or up, over the head of who holds it."""
+    process = machine.spawn()
+    page = machine.pfn_to_page(frames(process)[0])
+    process.exit()
+    with pytest.raises(AllocatorError, match="on a quicklist"):
+        page.get()
+    assert page.refcount == 1
+    machine.check()
+
+
 def test_poison():
     with Machine(nodes=1, memory="16M", window="1G", poison=True) as machine:
         with_tables(machine, 40).exit()

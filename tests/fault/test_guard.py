@@ -423,3 +423,27 @@ def test_machine_nobody_closed(child) -> None:
         machine.spawn().fork()
         machine.check()
     """)
+
+
+def test_a_report_that_is_interrupted_comes_later(child) -> None:
+    """What a signal's handler raises while the exception is made does not lose the report."""
+    child("""
+    from realmem._core import faults
+    def work():
+        x[3] = 1
+        faults.SegmentationFault = interrupted
+        raises(KeyboardInterrupt, lambda: machine.vmstat)
+        faults.SegmentationFault = SegmentationFault
+        found.append(raises(SegmentationFault, lambda: machine.vmstat).address)
+        machine.vmstat                  # once
+    def interrupted(*args):
+        raise KeyboardInterrupt
+    with one_process("16M") as (machine, p):
+        hole = p.mm.high - 4 * PAGE
+        x = array(p, hole, PAGE)
+        found = []
+        t = threading.Thread(target=work)
+        t.start(); t.join()
+        assert found == [hole + 24], found
+        del x
+    """)

@@ -251,3 +251,30 @@ def test_subprocesses_can_be_started(child) -> None:
         x[0] = 2
         del x
     """)
+
+
+def test_two_threads_install_it(child) -> None:
+    """The action that a wild pointer goes to is the one from before either of them."""
+    done = child("""
+    import time
+    faulthandler.enable()
+    set_action = signal.signal
+    def slowly(*args):                      # another thread may run at any call of Python's
+        before = set_action(*args)
+        if threading.current_thread() is threading.main_thread():
+            taken.set()
+            time.sleep(0.2)
+        return before
+    signal.signal = slowly
+    taken = threading.Event()
+    one, other = Machine(nodes=1, memory="8M"), Machine(nodes=1, memory="8M")
+    def late():
+        taken.wait()
+        other.spawn()
+    t = threading.Thread(target=late)
+    t.start()
+    one.spawn()
+    t.join()
+    ctypes.string_at(8)
+    """, returncode=-11, timeout=30)
+    assert "Segmentation fault" in done.stderr

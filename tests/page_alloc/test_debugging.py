@@ -117,6 +117,19 @@ def test_errors_name_the_owner():
         machine.check()
 
 
+def test_the_owner_stays_as_long_as_the_page():
+    with rm.Machine(1, "8M", page_owner=True) as machine:
+        page = machine.alloc_pages(GFP.KERNEL, 0)
+        frees = (lambda: machine.free_page(page), lambda: machine.free_pages_bulk([page]),
+                 page.put)
+        for free in frees:
+            page.get()
+            free()
+            assert "test_the_owner_stays" in page.owner
+        machine.free_page(page)
+        assert page.owner is None
+
+
 def test_tracking_that_fails_leaks_nothing(monkeypatch):
     """Who allocates is found by Python code, which a signal may end."""
     import traceback

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
+from misuse import free_everywhere
 
 import realmem as rm
 from realmem import GFP
@@ -44,6 +45,32 @@ def test_a_node_without_memory(machine):
         machine.alloc_pages_node(2, GFP.KERNEL | GFP.THISNODE, 0)
     assert caught.value.node == 2
     assert len(machine.alloc_pages_bulk(GFP.KERNEL | GFP.THISNODE, 5, node=2)) == 0
+
+
+@pytest.mark.parametrize("wrong", [True, False, 0.0, "0", b"0", None, [0], print], ids=repr)
+def test_arguments_of_other_types(machine, wrong):
+    """A bool is no int here either; a node may be None."""
+    before = free_everywhere(machine)
+    calls = {
+        "gfp": (lambda: machine.alloc_pages(wrong, 0), lambda: machine.get_zeroed_page(wrong),
+                lambda: machine.alloc_pages_bulk(wrong, 1)),
+        "order": (lambda: machine.alloc_pages(GFP.KERNEL, wrong),
+                  lambda: machine.get_free_pages(GFP.KERNEL, wrong),
+                  lambda: machine.free_pages(0, wrong)),
+        "n": (lambda: machine.alloc_pages_bulk(GFP.KERNEL, wrong),),
+        "page_or_addr": (lambda: machine.free_page(wrong),
+                         lambda: machine.free_pages_bulk([wrong])),
+        "pfn": (lambda: machine.pfn_to_page(wrong),), "phys": (lambda: machine.va(wrong),),
+        "addr": (lambda: machine.pa(wrong), lambda: machine.view(wrong, 1)),
+        "size": (lambda: machine.view(machine.va(0), wrong),),
+    }
+    if wrong is not None:
+        calls["node"] = (lambda: machine.alloc_pages(GFP.KERNEL, 0, wrong),)
+    for name, ways in calls.items():
+        for call in ways:
+            with pytest.raises(TypeError, match=f"^{name} must be an int, not "):
+                call()
+    assert free_everywhere(machine) == before
 
 
 @pytest.mark.conformance("GF-11")

@@ -9,6 +9,7 @@ call, else, for the main thread, at the interpreter's next check.
 import signal
 import sys
 import threading
+import time
 import warnings
 
 from libc.errno cimport ENOMEM
@@ -41,6 +42,7 @@ cdef extern from "Python.h" nogil:
 ACCESS_NAMES = ("read", "write", "exec")
 
 cdef bint at_fork_registered = False
+cdef int64_t installing = 0                 # host thread id; 0 when nobody is
 cdef object python_handler_before = None    # what signal.signal() gave back
 cdef dict open_guards = {}                  # mm id -> host thread ids, innermost last
 cdef dict owners = {}                       # mm id -> weak reference to its realmem.Machine
@@ -55,17 +57,24 @@ def install():
     Who has it now gets the faults that are not ours.  Python's own handler is set as well, in
     the main thread, so that a forbidden access can interrupt it.
     """
-    global at_fork_registered
+    global at_fork_registered, installing
     if not at_fork_registered:
         # Everything the handler runs is imported; the hook's state is static.
         if pthread_atfork(NULL, NULL, after_fork_child) != 0:
             raise HostError(ENOMEM, "pthread_atfork refuses")
         at_fork_registered = True
-    if handler.installed:
+    # Who saved the action after another thread's listen() would chain to Python for ever.
+    while installing and installing != gettid():
+        time.sleep(0.001)
+    if handler.installed or installing:
         return
-    handler_save()
-    listen()
-    handler_install()
+    installing = gettid()
+    try:
+        handler_save()
+        listen()
+        handler_install()
+    finally:
+        installing = 0
 
 
 def uninstall():
@@ -116,7 +125,9 @@ cdef void interrupt_main() noexcept nogil:
 
 
 cdef void after_fork_child() noexcept nogil:
+    global installing
     cdef int i
+    installing = 0
     windows_after_fork()
     tlb_after_fork()
     for i in range(NR_FAULT_RECORDS):
@@ -247,20 +258,27 @@ cdef tuple take(fault_record* r):
     cdef mm_struct* mm = r.mm
     cdef uint64_t mm_id = r.mm_id
     store_int(&r.state, RECORD_BUSY)    # ours: exceptions are made by code that signals interrupt
-    access = ACCESS_NAMES[r.access]
-    if r.code == FAULT_OOM:
-        error = out_of_memory(
-            mm_id, f"pid {r.pid}: {access} fault at {r.address:#x} found no frame")
-    elif r.code == FAULT_HOST:
-        error = HostError(ENOMEM, f"pid {r.pid}: the host refuses to map {r.address:#x}; "
-                          "see vm.max_map_count")
-    else:
-        error = SegmentationFault(r.address, access, r.code, r.pid)
+    try:
+        error = report_of(r)
+    except BaseException:
+        store_int(&r.state, RECORD_READY)       # for the next call
+        raise
     store_int(&r.state, RECORD_FREE)
     atomic_add_return(<int32_t*>&handler.nr_pending, -1, SEQ_CST)
     with nogil:                         # the next access there faults again
         mm_flush_scratch(mm, mm_id)
     return seq, error
+
+
+cdef object report_of(const fault_record* r):
+    access = ACCESS_NAMES[r.access]
+    if r.code == FAULT_OOM:
+        return out_of_memory(
+            r.mm_id, f"pid {r.pid}: {access} fault at {r.address:#x} found no frame")
+    if r.code == FAULT_HOST:
+        return HostError(ENOMEM, f"pid {r.pid}: the host refuses to map {r.address:#x}; "
+                         "see vm.max_map_count")
+    return SegmentationFault(r.address, access, r.code, r.pid)
 
 
 cdef int raise_first(list taken) except -1:

@@ -3,6 +3,7 @@
 # cython: binding=False, embedsignature=True, embedsignature.format=clinic
 """Frames as Python sees them: Page and PageArray, and the addresses of kernel memory."""
 cimport cython
+from cpython.bool cimport PyBool_Check
 from cpython.buffer cimport PyBUF_WRITABLE
 from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_Check
 from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
@@ -20,7 +21,7 @@ from realmem._kernel.sigsegv cimport handler
 from realmem.compiler cimport peek_int, unlikely
 from realmem.types cimport (
     NR_PAGEFLAGS, PAGE_ALLOCATED, PAGE_BUDDY, PAGE_PCP, PAGE_SHIFT, PAGE_SIZE, PAGEBLOCK_ORDER,
-    PG_tail, page, page_to_pfn, page_zone, pfn_address, pfn_to_page, zone,
+    PG_quicklist, PG_tail, page, page_to_pfn, page_zone, pfn_address, pfn_to_page, zone,
 )
 
 from realmem.errors import AllocatorError
@@ -60,7 +61,7 @@ cdef class PageFrames(MachineCore):
             if (<Page>page_or_addr).allocator is not self:
                 raise AllocatorError(f"{page_or_addr!r} belongs to another machine")
             return pfn_to_page(self.m, (<Page>page_or_addr)._pfn)
-        if PyLong_Check(page_or_addr):
+        if PyLong_Check(page_or_addr) and not PyBool_Check(page_or_addr):
             addr = PyLong_AsLongLongAndOverflow(page_or_addr, &overflow)
             if unlikely(overflow):
                 raise AllocatorError(
@@ -307,9 +308,13 @@ cdef class Page:
         """
         Take a reference; compare include/linux/mm.h:get_page().
 
-        :raises AllocatorError: the page is free.
+        :raises AllocatorError: the page is free, or spare for page tables.
         """
-        get_page(self.referenced())
+        cdef page* p = self.referenced()
+        # It is given out and up with no look at its count.
+        if unlikely(p.flags >> PG_quicklist & 1):
+            raise AllocatorError(f"pfn {self._pfn} is on a quicklist: nobody uses it")
+        get_page(p)
 
     def put(self):
         """

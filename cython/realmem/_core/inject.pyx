@@ -1,6 +1,9 @@
 # cython: language_level=3
 """Making attempts fail on request."""
+import weakref
+
 from libc.stdint cimport int64_t, uint64_t
+from libc.string cimport memset
 
 from realmem._core.machine cimport MachineCore
 from realmem._kernel.fault_inject cimport set_fault_attr
@@ -9,10 +12,13 @@ from realmem.types cimport fault_attr
 # By their numbers in types.pxd, those that are there.
 POINTS = ("page_alloc",)
 
+# (machine id, point) -> weak reference to the injection in force.
+cdef dict innermost = {}
+
 
 cdef class Injection:
     """
-    Attempts at one point fail while this is entered; what was set before comes back after.
+    Attempts at one point fail while this is entered, unless another was entered after it.
 
     Compare lib/fault-inject.c:should_fail_ex() and /proc/PID/fail-nth.
 
@@ -26,9 +32,10 @@ cdef class Injection:
 
     cdef MachineCore core
     cdef int point
-    cdef fault_attr wanted
-    cdef fault_attr before
+    cdef fault_attr wanted          # and what became of it, while it is not in force
+    cdef Injection outer            # entered before this one, and not left yet
     cdef bint entered
+    cdef object __weakref__
 
     def __cinit__(self, MachineCore core not None, int point, uint64_t nth, double probability,
                   int64_t times, uint64_t seed):
@@ -43,23 +50,50 @@ cdef class Injection:
         self.wanted.random = seed
 
     def __enter__(self):
-        self.core.alive()
+        cdef Injection outer
+        self.core.enter()
+        key, reference = (self.core.m.id, self.point), weakref.ref(self)
+        self.core.alive()                   # again: the collector may have run
         if self.entered:
             raise ValueError("this injection is entered already")
-        self.before = self.core.m.faults[self.point]
+        outer = in_force(key)
+        if outer is not None:
+            outer.wanted = self.core.m.faults[self.point]
+        self.outer = outer
+        innermost[key] = reference
         set_fault_attr(self.core.m, self.point, &self.wanted)
         self.entered = True
         return self
 
     def __exit__(self, *exc):
-        self.entered = False
-        if not self.is_alive():             # closed meanwhile: nothing left to set
+        cdef Injection inner
+        cdef Injection outer = self.outer
+        cdef fault_attr nothing
+        if not self.entered or not self.is_alive():     # closed meanwhile: nothing left to set
+            self.entered = False
             return
-        self.wanted = self.core.m.faults[self.point]
-        set_fault_attr(self.core.m, self.point, &self.before)
+        key, reference = (self.core.m.id, self.point), outer and weakref.ref(outer)
+        self.core.alive()
+        inner = in_force(key)
+        if inner is self:
+            self.wanted = self.core.m.faults[self.point]
+            if outer is None:
+                memset(&nothing, 0, sizeof(nothing))
+                del innermost[key]
+                set_fault_attr(self.core.m, self.point, &nothing)
+            else:
+                innermost[key] = reference
+                set_fault_attr(self.core.m, self.point, &outer.wanted)
+        # Threads do not nest theirs: one of them may leave from between two others.
+        while inner is not None:
+            if inner.outer is self:
+                inner.outer = outer
+            inner = inner.outer
+        self.outer = None
+        self.entered = False
 
     cdef const fault_attr* now(self) except NULL:
-        if self.entered and self.is_alive():
+        if self.entered and self.is_alive() and in_force((self.core.m.id, self.point)) is self:
             return &self.core.m.faults[self.point]
         return &self.wanted
 
@@ -78,3 +112,8 @@ cdef class Injection:
     def failures(self):
         """How many of them were made to fail."""
         return self.now().failures
+
+
+cdef Injection in_force(tuple key):
+    reference = innermost.get(key)
+    return None if reference is None else reference()

@@ -14,7 +14,7 @@ from realmem._kernel.percpu cimport get_cpu_area
 from realmem.compiler cimport unlikely
 from realmem.types cimport (
     GFP_COMP, GFP_DIRECT_RECLAIM, GFP_HIGHMEM, GFP_ZERO, MAX_PAGE_ORDER, PAGE_SHIFT, PAGE_SIZE,
-    PAGEBLOCK_ORDER, page, page_address, page_to_pfn,
+    PAGEBLOCK_ORDER, page, page_address, page_to_pfn, pfn_to_page,
 )
 
 from realmem.errors import AllocatorError, AtomicContextError, OutOfMemory
@@ -230,7 +230,7 @@ cdef class PageAllocator(PageFrames):
         if p == NULL:
             return
         self.check_free(page_to_pfn(self.m, p), size)
-        if unlikely(self.traces is not None):
+        if unlikely(self.traces is not None) and p.counts.c.refcount == 1:
             self.traces.pop(page_to_pfn(self.m, p), None)
         free_pages(self.m, p, size)
 
@@ -264,8 +264,9 @@ cdef class PageAllocator(PageFrames):
         for i in range(array.shape[0]):
             self.check_free(array.frames[i], 0)
         if self.traces is not None:
-            for pfn in memoryview(array):
-                self.traces.pop(pfn, None)
+            for i in range(array.shape[0]):
+                if pfn_to_page(self.m, array.frames[i]).counts.c.refcount == 1:
+                    self.traces.pop(array.frames[i], None)
         # With the GIL: no other thread may free one of them after it was checked.
         free_pages_bulk(self.m, array.frames, array.shape[0])
 

@@ -143,7 +143,23 @@ print(child.returncode, b"latency 0>" in drawn, b"Idle load latency" in out, b"l
     assert done.stdout == "0 True True False\n", done.stderr
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"schema": "x"}', "\x00\x01", "[1"])
+def of_samples(text):
+    return ('{"schema": "realmem-bench/1", "host": {}, "peers": [], "results": [{"bench": "toy", '
+            f'"metric": "load", "unit": "ns", "samples": [{text}]}}]}}')
+
+
+@pytest.mark.parametrize("text", ["1e999", "1" + 400 * "0", "NaN", '"1"', ""],
+                         ids=["inf", "long", "nan", "text", "none"])
+def test_compare_refuses_samples_that_are_none(toy, tmp_path, text):
+    path = tmp_path / "other.json"
+    path.write_text(of_samples(text))
+    done = call("--compare", str(path))
+    assert done.exit_code == 2
+    assert re.search("other.json: .*sample", done.stderr)
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"schema": "x"}', "\x00\x01", "[1",
+                                  pytest.param(100_000 * "[", id="deep")])
 def test_compare_refuses_other_files(toy, tmp_path, text):
     path = tmp_path / "other.json"
     path.write_text(text)

@@ -336,9 +336,12 @@ def test_nobody_takes_a_reference_to_a_spare_page(machine):
 
 def test_poison():
     with Machine(nodes=1, memory="16M", window="1G", poison=True) as machine:
-        with_tables(machine, 40).exit()
+        process = with_tables(machine, 40)
+        tables = frames(process)
+        process.exit()
         machine.check()
         machine.quicklists.trim()
+        assert all("poisoned" in machine.pfn_to_page(pfn).flags for pfn in tables)
         pages = machine.alloc_pages_bulk(GFP.KERNEL, 1000)      # checks the poison
         machine.free_pages_bulk(pages)
         machine.check()

@@ -252,7 +252,7 @@ class Run:
         """
         try:
             return cls.from_json(json.loads(path.read_text()))
-        except (UnicodeDecodeError, json.JSONDecodeError) as why:
+        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as why:
             raise ValueError(f"not JSON: {why}") from None
 
 
@@ -270,8 +270,15 @@ def _read(cls: type[Value], data: Mapping[str, Any], ignore: tuple[str, ...] = (
         values[name] = _checked(f"{cls.__name__}.{name}", str(known[name].type), value)
     try:
         return cls(**values)
-    except TypeError as why:
+    except (TypeError, OverflowError) as why:       # JSON's integers have no bounds
         raise ValueError(f"{cls.__name__}: {why}") from None
+
+
+def _float(number: float) -> float:
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf             # which the figures refuse by their own names
 
 
 def _checked(name: str, kind: str, value: Any) -> Any:
@@ -285,7 +292,8 @@ def _checked(name: str, kind: str, value: Any) -> Any:
             isinstance(item, (int, float)) and not isinstance(item, bool)
             for item in value
         )
-        value = tuple(value) if good else value
+        if good:
+            value = tuple(value if kind.startswith("tuple[str") else map(_float, value))
     elif kind.startswith("Mapping"):
         good = isinstance(value, Mapping)
         if good and kind == "Mapping[str, str]":

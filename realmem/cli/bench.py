@@ -56,12 +56,12 @@ def _writable(ctx: Any, param: Any, path: Path | None) -> Path | None:
     """Refuse a file that cannot be made before minutes are spent on what should go into it."""
     if path is None:
         return None
-    if not path.absolute().parent.is_dir():
-        raise click.BadParameter(f"no such folder: {path.parent}")
-    if path.exists() and not path.is_file():
-        return path                         # a pipe or a device: opening it may do something
-    is_new = not path.exists()
     try:
+        if not path.absolute().parent.is_dir():
+            raise click.BadParameter(f"no such folder: {path.parent}")
+        if path.exists() and not path.is_file():
+            return path                     # a pipe or a device: opening it may do something
+        is_new = not path.exists()
         path.open("ab").close()             # the only sure answer; what is there stays
         if is_new:
             path.unlink()

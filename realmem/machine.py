@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from realmem import host
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from realmem._core.faults import Guard
     from realmem._core.frames import Page, PageArray
     from realmem._core.inject import Injection
+    from realmem._core.machine import AtomicContext
     from realmem._core.mm import Mmu
     from realmem._core.quicklists import Quicklists
     from realmem._core.slabs import KmemCache
@@ -397,19 +397,15 @@ class Machine:
 
     # ---- contexts ----
 
-    @contextmanager
-    def atomic_context(self) -> Iterator[None]:
+    def atomic_context(self) -> AtomicContext:
         """
         Mark code as not in process context: what may sleep raises AtomicContextError.
 
         It is a property of the calling thread; contexts nest.
         """
-        self._allocator.enter_atomic()
-        try:
-            yield
-        finally:
-            self._allocator.leave_atomic()
-            self._vmalloc.run_deferred()
+        from realmem._core.machine import AtomicContext
+
+        return AtomicContext(self._allocator)
 
     def inject(
         self,

@@ -359,16 +359,16 @@ class ProcessTable:
     def exit(self, process: Process, status: int) -> None:
         """End a process; its children go to process 1, if there is one, else to nobody."""
         with self._exited:
-            process.mm.close()
+            # All of it can be done again, should a signal come: until the last step, which is one.
             process._status = status
-            self.live.pop(process.pid, None)
-            init = self.live.get(1)
+            init = None if process.pid == 1 else self.live.get(1)
             for child in process._children.values():
                 child.parent = init
                 if init is not None:
                     init._children[child.pid] = child
             process._children = {}
-            self._exited.notify_all()
+            self._exited.notify_all()       # who waits sees it when the lock is given up
+            process.mm.close(self.live)
         reap()
 
     def wait(self, parent: Process, pid: int) -> tuple[int, int]:

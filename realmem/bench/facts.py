@@ -57,4 +57,6 @@ def is_busy(host: Mapping[str, Any]) -> bool:
     load, cpus = host.get("load_average"), host.get("cpus_allowed")
     if not (isinstance(load, list) and isinstance(cpus, list)):
         return False                        # a file made by hand
-    return bool(load and cpus and load[0] > 0.5 * len(cpus))
+    if not load or not isinstance(load[0], (int, float)):
+        return False
+    return bool(cpus and load[0] > 0.5 * len(cpus))

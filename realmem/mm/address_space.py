@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import threading
+from typing import Any
 
 from realmem._core.mm import AddressSpace as Core
 from realmem._core.mm import Mmu
@@ -101,9 +102,9 @@ class MemoryMap:
         """Give the VMA that holds ``addr`` or the next one above."""
         return self.vmas.find(addr)
 
-    def close(self) -> None:
-        """Give everything back."""
-        self.core.exit()
+    def close(self, live: dict[int, Any] | None = None) -> None:
+        """Give everything back, and leave the live ones in the same step."""
+        self.core.exit(live)
 
 
 def is_aligned(addr: int) -> bool:

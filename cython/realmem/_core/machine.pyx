@@ -337,6 +337,27 @@ cdef class MachineCore:
         self.atomic_contexts -= 1
 
 
+cdef class AtomicContext:
+    """
+    A stretch of the calling thread in which nothing may sleep.
+
+    Compiled, so that no signal comes between what begins it and what is sure to end it.
+
+    :param core: the machine's.
+    """
+
+    cdef MachineCore core
+
+    def __cinit__(self, MachineCore core not None):
+        self.core = core
+
+    def __enter__(self):
+        self.core.enter_atomic()
+
+    def __exit__(self, *exc):
+        self.core.leave_atomic()
+
+
 # ---- construction -----------------------------------------------------------
 
 # One block holds the control structures: machine, nodes, zones, zonelists, the CPU map, the

@@ -267,12 +267,18 @@ cdef class AddressSpace:
             rc = mm_fork(self.mm, self.id, child.mm)
         self.check_rc(rc)
 
-    def exit(self):
-        """Give everything back; views that are left answer SEGV_MAPERR from now on."""
+    def exit(self, dict live=None):
+        """
+        Give everything back; views that are left answer SEGV_MAPERR from now on.
+
+        :param live: processes by pid; this one goes from it in the same step.
+        """
         if not self.ended:
             self.ended = True
             with nogil:
                 mm_exit(self.mm, self.id)
+            if live is not None:
+                live.pop(self.pid, None)
 
     # ---- looking in ----
 

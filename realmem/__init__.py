@@ -31,6 +31,7 @@ _LAZY = {
     "Page": "realmem._core.frames",
     "Process": "realmem.process",
     "Zone": "realmem.node",
+    "get_include": "realmem.include",
 }
 
 __all__ = [

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from realmem._core.inject import Injection
     from realmem._core.machine import AtomicContext
     from realmem._core.mm import Mmu
+    from realmem._core.pages import PageAllocator
     from realmem._core.quicklists import Quicklists
     from realmem._core.slabs import KmemCache
     from realmem._core.vmalloc import VmallocSpace
@@ -318,6 +319,12 @@ class Machine:
             self._process_table.check()
         elif self._paging is not None and self._paging.mmu is not None:
             self._paging.mmu.check([])
+
+    @property
+    def core(self) -> PageAllocator:
+        """The compiled core, for code that cimports the allocators (realmem.get_include())."""
+        self._allocator.check_alive()
+        return self._allocator
 
     # ---- slab caches ----
 

@@ -258,6 +258,54 @@ def test_what_ends_the_program_gets_out_of_a_guard(child) -> None:
     """)
 
 
+def test_a_knot_of_contexts_gets_out_too(child) -> None:
+    child("""
+    with one_process("16M") as (machine, p):
+        x = array(p, p.mm.high - 4 * PAGE, PAGE)
+        def leave():
+            with p.guard():
+                x[0] = 1
+                a, b = KeyboardInterrupt("a"), ValueError("b")
+                a.__context__, b.__context__ = b, a
+                raise a
+        assert raises(KeyboardInterrupt, leave).args == ("a",)
+        machine.vmstat
+        del x
+    """)
+
+
+def test_threads_may_share_a_guard(child) -> None:
+    child("""
+    def work(i):
+        with guard:
+            inside.wait()
+            if i == 0:
+                x[0] = 1
+            left[i].wait()
+            if i == 1:
+                x[PAGE // 8] = 1
+        done.append(i)
+    def run(i):
+        try:
+            work(i)
+        except SegmentationFault as error:
+            reports[i] = error.address - hole
+    with one_process("16M") as (machine, p):
+        hole = p.mm.high - 4 * PAGE
+        x = array(p, hole, 2 * PAGE)
+        guard, inside = p.guard(), threading.Barrier(2)
+        left, done, reports = [threading.Event(), threading.Event()], [], {}
+        threads = [threading.Thread(target=run, args=(i,)) for i in range(2)]
+        for t in threads:
+            t.start()
+        for i in (0, 1):            # that entered in whichever order
+            left[i].set()
+            threads[i].join()
+        assert reports == {0: 0, 1: PAGE}, reports
+        del x
+    """)
+
+
 def test_main_thread_is_interrupted(child) -> None:
     child("""
     with one_process("16M") as (machine, p):

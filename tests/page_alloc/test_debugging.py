@@ -130,6 +130,17 @@ def test_the_owner_stays_as_long_as_the_page():
         assert page.owner is None
 
 
+def test_each_page_of_an_exact_allocation_has_its_owner():
+    with rm.Machine(memory="16M", page_owner=True) as machine:
+        addr = machine.alloc_pages_exact(3 * 4096, GFP.KERNEL)
+        owners = [machine.virt_to_page(addr + i * 4096).owner for i in range(4)]
+        assert "test_each_page_of_an_exact" in owners[0]
+        assert owners[1:] == [owners[0], owners[0], None]
+        for i in range(3):
+            machine.free_page(addr + i * 4096)
+        assert machine.virt_to_page(addr).owner is None
+
+
 def test_tracking_that_fails_leaks_nothing(monkeypatch):
     """Who allocates is found by Python code, which a signal may end."""
     import traceback

@@ -198,7 +198,7 @@ cdef class Guard:
         return self
 
     def __exit__(self, kind, value, traceback):
-        cdef int64_t tid = self.entered.pop()
+        cdef int64_t tid = self.leave()
         cdef list taken = []
         try:
             # While the guard is open, so that on_interrupt() leaves the records to it.
@@ -215,6 +215,15 @@ cdef class Guard:
         elif taken:
             chain(value, first_of(taken))
         return False
+
+    # The thread that leaves: the calling one, unless another entered for it.
+    cdef int64_t leave(self):
+        cdef int64_t tid = gettid()
+        cdef Py_ssize_t i
+        for i in range(len(self.entered) - 1, -1, -1):
+            if self.entered[i] == tid:
+                return self.entered.pop(i)
+        return self.entered.pop()
 
 
 # Records that are this thread's by its own doing or, in the main thread, by default; those for
@@ -293,9 +302,11 @@ cdef object first_of(list taken):
 
 # What ends the program, or a generator, must get out of a guard; it carries the report along.
 cdef int chain(value, error) except -1:
-    while value.__context__ is not None:
+    seen = set()                        # users may tie a knot
+    while value.__context__ is not None and id(value) not in seen:
+        seen.add(id(value))
         value = value.__context__
-    if value is not error:
+    if value is not error and value.__context__ is None:
         value.__context__ = error
     return 0
 

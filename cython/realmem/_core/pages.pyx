@@ -95,6 +95,10 @@ cdef class PageAllocator(PageFrames):
         split_page(self.m, p, order)
         for i in range((wanted + PAGE_SIZE - 1) >> PAGE_SHIFT, <uint64_t>1 << order):
             free_pages(self.m, p + i, 0)
+        if self.traces is not None:
+            trace = self.traces[page_to_pfn(self.m, p)]
+            for i in range((wanted + PAGE_SIZE - 1) >> PAGE_SHIFT):
+                self.traces[page_to_pfn(self.m, p) + i] = trace
         return page_address(self.m, p)
 
     def get_free_pages(self, gfp, order):

@@ -191,3 +191,75 @@ def test_memory_comes_back_where_a_fault_wants_it():
         machine.check()
         del view
         machine.vfree(area)
+
+
+def test_storm(python, soak_factor):
+    """Two threads that store, free and fault under a tiny budget, and one that recounts."""
+    done = python(f"SECONDS = {3 * soak_factor}" + """
+import random, threading, time
+import realmem as rm
+machine = rm.Machine(nodes=2, memory="24M", window="1G", host_vmas=120)
+pages = list(machine.alloc_pages_bulk(rm.GFP_KERNEL, 600))
+process = machine.spawn()
+window = process.view(process.mmap(None, 600 * 4096, 3, 0x22), 600 * 4096)
+end = time.monotonic() + SECONDS
+errors, counts = [], [0, 0, 0]
+
+def work(who):
+    dice = random.Random(who)
+    live = []
+    try:
+        while time.monotonic() < end:
+            counts[who] += 1
+            what = dice.random()
+            if what < 0.35 and len(live) < 12:
+                n = dice.randint(1, 90)
+                live.append((machine.vmalloc_node(n * 4096, dice.randint(0, 1)), n, {}, None))
+            elif what < 0.5 and len(live) < 12:
+                own = dice.sample(pages[who::2], dice.randint(1, 60))
+                live.append((machine.vmap(own), len(own), {}, own))
+            elif what < 0.65 and live:
+                addr, n, wrote, own = live.pop(dice.randrange(len(live)))
+                (machine.vunmap if own else machine.vfree)(addr)
+            elif live:
+                addr, n, wrote, own = dice.choice(live)
+                view = machine.view(addr, n * 4096)
+                for _ in range(30):
+                    i = dice.randrange(n)
+                    if own:
+                        view[i * 4096 + who] = 1 + who
+                        assert machine.view(own[i].address, 4096)[who] == 1 + who
+                        continue
+                    if i in wrote:
+                        assert view[i * 4096] == wrote[i]
+                    wrote[i] = dice.randrange(256)
+                    view[i * 4096] = wrote[i]
+                    window[dice.randrange(600) * 4096] = 1
+            if dice.random() < 0.01:
+                machine.vm_unmap_aliases()
+    except BaseException as error:
+        errors.append(error)
+    for addr, n, wrote, own in live:
+        (machine.vunmap if own else machine.vfree)(addr)
+
+def recount():
+    try:
+        while time.monotonic() < end:
+            machine.check()
+            machine.procfs["/proc/vmallocinfo"]
+            counts[2] += 1
+    except BaseException as error:
+        errors.append(error)
+
+threads = [threading.Thread(target=work, args=(who,)) for who in range(2)]
+threads.append(threading.Thread(target=recount))
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+assert errors == [], errors
+machine.check()
+assert machine._vmalloc.nr_pages == 0
+assert machine.hoststat["sigsegv"] > 100 and machine.hoststat["map_flush"] > 20
+assert min(counts) > 0, counts
+print("done")
+""", timeout=600)
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr

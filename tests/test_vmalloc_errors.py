@@ -394,3 +394,24 @@ def test_hugetlb_backing_says_why(machine):
     with pytest.raises(rm.HostError) as caught:
         Paging(machine._allocator, Pool(), 1 << 30, None).start()
     assert caught.value.errno == errno.EOPNOTSUPP
+
+
+@pytest.mark.crash
+def test_a_fork_inside_an_atomic_context(python):
+    done = python("""
+import os, realmem as rm
+machine = rm.Machine(nodes=1, memory="16M", window="1G")
+areas = [machine.vmalloc(4096) for _ in range(2)]
+with machine.atomic_context():
+    machine.vfree(areas[0])
+    pid = os.fork()
+if pid == 0:
+    os._exit(0)
+assert os.waitpid(pid, 0)[1] == 0
+assert machine._vmalloc.nr_pages == 1
+with machine.atomic_context():
+    machine.vfree(areas[1])
+    machine.close()
+print("done")
+""")
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr

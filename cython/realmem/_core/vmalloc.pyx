@@ -262,9 +262,13 @@ cdef class VmallocSpace:
     def run_deferred(self):
         """Free what vfree() was asked for in atomic context, unless that still lasts."""
         cdef uint64_t addr
-        if self.mmu is None or self.closed or self.in_atomic():
+        if not self.deferred:
             return
-        while self.deferred:
+        try:
+            self.core.alive()
+        except ValueError:              # closed, or inherited by a fork
+            return
+        while self.deferred and not self.in_atomic():
             addr = self.deferred.pop()
             self.core.busy += 1
             with nogil:

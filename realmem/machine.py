@@ -244,7 +244,13 @@ class Machine:
 
     @property
     def hoststat(self) -> Mapping[str, int]:
-        """What the machine cost the host: faults taken, maps made, pages misplaced."""
+        """
+        What the machine cost the host: faults taken, maps made, pages misplaced.
+
+        ``host_vmas`` is of all machines of this host process, as the host's limit is.
+        """
+        from realmem._core.mm import host_vmas
+
         self._allocator.check_alive()
         events = self._allocator.events()
         counts = {
@@ -252,6 +258,7 @@ class Machine:
             for name in ("sigsegv", "map_fill", "map_flush", "mprotect", "spurious", "forbidden")
         }
         counts["misplaced_pages"] = sum(node.misplaced_pages for node in self.nodes)
+        counts["host_vmas"] = int(host_vmas())
         if self._process_table is not None:
             counts.update(self._process_table.hoststat())
         return counts

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from realmem._core import faults
-from realmem._core.mm import host_vmas, reap
+from realmem._core.mm import reap
 from realmem.arguments import as_address, as_int, as_str
 from realmem.errors import SegmentationFault
 from realmem.layout import PAGE_SIZE
@@ -396,12 +396,10 @@ class ProcessTable:
         """
         Count what windows cost the host.
 
-        ``host_vmas`` is of all machines of this host process, as the host's limit is; ``window``
-        is the smallest window that a process had to make do with, in bytes; ``lost_reports``
-        are forbidden accesses that found no room to be recorded.
+        ``window`` is the smallest window that a process had to make do with, in bytes;
+        ``lost_reports`` are forbidden accesses that found no room to be recorded.
         """
         return {
-            "host_vmas": int(host_vmas()),
             "window": self._granted,
             "lost_reports": faults.lost(),
         }

@@ -157,3 +157,14 @@ def test_cpuset_limits_the_nodes(host_nodes):
         assert done.stdout.splitlines() == [f"[{last}]", "ValueError refused"], done.stderr
     finally:
         group.rmdir()
+
+
+def test_vmalloc_node(node_of):
+    """Frames of a vmalloc area, asked for at the addresses that they are mapped at."""
+    with rm.Machine(memory="32M") as machine:
+        for node in machine.nodes:
+            area = machine.vmalloc_node("1M", node.id)
+            places = node_of([area + at for at in range(0, MIB, rm.PAGE_SIZE)])
+            assert set(places) == {node.host_node}
+            assert f" pages=256 vmalloc N{node.id}=256\n" in machine.procfs["/proc/vmallocinfo"]
+            machine.vfree(area)

@@ -25,7 +25,7 @@ from realmem._kernel.mmap cimport mm_flush_scratch
 from realmem._kernel.sigsegv cimport (
     handler, handler_install, handler_owns, handler_retake, handler_save, handler_uninstall,
 )
-from realmem._kernel.tlb cimport tlb_after_fork
+from realmem._kernel.spare cimport spare_after_fork
 from realmem._kernel.window cimport windows_after_fork
 from realmem.compiler cimport SEQ_CST, atomic_add_return, load_int, peek_int, store_int
 from realmem.types cimport GFP_HIGHUSER_MOVABLE
@@ -129,7 +129,7 @@ cdef void after_fork_child() noexcept nogil:
     cdef int i
     installing = 0
     windows_after_fork()
-    tlb_after_fork()
+    spare_after_fork()
     for i in range(NR_FAULT_RECORDS):
         handler.records[i].state = RECORD_FREE
     handler.nr_pending = 0

@@ -19,7 +19,8 @@ from realmem._kernel.mm_types cimport (
     VM_ACCESS, fault_record, is_kernel_mm, mm_struct, vma_slot,
 )
 from realmem._kernel.percpu cimport borrow_area, count_vm_event, return_area
-from realmem._kernel.tlb cimport scratch_map_locked, tlb_reserve_init
+from realmem._kernel.spare cimport spare_take
+from realmem._kernel.tlb cimport scratch_map_locked
 from realmem._kernel.vmaindex cimport vma_find
 from realmem._kernel.window cimport window_covers_locked, window_lookup
 from realmem.compiler cimport (
@@ -268,7 +269,7 @@ cdef int handler_save() noexcept nogil:
 
 cdef int handler_install() noexcept nogil:
     cdef int rc
-    tlb_reserve_init()
+    spare_take()
     rc = install_action(on_sigsegv)
     if rc == 0:
         handler.installed = 1

@@ -38,8 +38,3 @@ cdef void scratch_flush_locked(mm_struct* mm) noexcept nogil
 
 # Recount the host VMAs of the window from the PTEs' host bits, for validation.
 cdef int64_t count_edges_locked(mm_struct* mm) noexcept nogil
-
-# Hold some host VMAs back for the moment when the limit is reached; called at install.
-cdef void tlb_reserve_init() noexcept nogil
-# In the child of os.fork(): the lock may have been held.
-cdef void tlb_after_fork() noexcept nogil

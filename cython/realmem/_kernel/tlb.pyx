@@ -7,15 +7,15 @@
 # An edge is a pair of neighbouring pages that the host keeps in different VMAs; a window
 # takes edges + 1 of them.  When all windows together pass the budget, whole tables (2 MiB)
 # are flushed, round robin.  When the host itself refuses (ENOMEM: its limit is reached by
-# somebody else), a region of VMAs kept for that is unmapped first, because at the limit even
-# a flush by mmap is refused.
+# somebody else), VMAs kept for that are given up first (spare.pyx), because at the limit even a
+# flush by mmap is refused.
 from libc.errno cimport ENOMEM
 from libc.stdint cimport int64_t, uint64_t
 from posix.mman cimport PROT_NONE, PROT_READ, PROT_WRITE
 
 from realmem._kernel.host_calls cimport (
-    host_clear, host_map, host_map_private, host_map_zero, host_protect, host_reserve,
-    host_unmap, mutex, mutex_lock, mutex_trylock, mutex_unlock,
+    host_clear, host_map, host_map_private, host_map_zero, host_protect, mutex_trylock,
+    mutex_unlock,
 )
 from realmem._kernel.mm_types cimport (
     HOST_NOACC, HOST_NONE, HOST_READ, HOST_WRITE, MM_LIVE, NR_SCRATCH, PMD_SHIFT, PTE_PRESENT,
@@ -23,6 +23,7 @@ from realmem._kernel.mm_types cimport (
 )
 from realmem._kernel.percpu cimport count_vm_event
 from realmem._kernel.pgtable cimport next_table_locked, pte_offset_locked, set_pte_locked
+from realmem._kernel.spare cimport spare_drop, spare_take
 from realmem._kernel.window cimport windows
 from realmem.compiler cimport BUG, SEQ_CST, atomic64_add_return, likely, peek64, unlikely
 from realmem.linux cimport sched_yield
@@ -32,12 +33,8 @@ from realmem.types cimport (
 )
 
 cdef enum:
-    NR_SPARE = 64               # host VMAs held back
     OWN_EDGES_WORTH = 64        # fewer edges than these are not worth a flush
     FILL_TRIES = 64
-
-cdef mutex spare_lock           # guards spare; innermost
-cdef uint64_t spare             # base of the region, 0 while given up
 
 
 # ---- counting host VMAs -----------------------------------------------------
@@ -418,42 +415,6 @@ cdef void relieve_others(mm_struct* mm, int64_t target, bint kernel) noexcept no
                 tlb_flush_window_locked(other)
             mutex_unlock(&other.lock)
         other = other.all_next
-
-
-cdef void tlb_reserve_init() noexcept nogil:
-    spare_take()
-
-
-cdef void tlb_after_fork() noexcept nogil:
-    spare_lock.word = 0
-
-
-# A region whose pages alternate in protection: NR_SPARE host VMAs that can be given up.
-cdef void spare_take() noexcept nogil:
-    cdef uint64_t at
-    cdef int i
-    mutex_lock(&spare_lock)
-    if spare == 0:
-        at = host_reserve(NR_SPARE * PAGE_SIZE, PROT_NONE)
-        for i in range(0, NR_SPARE, 2):
-            if at != 0 and host_protect(at + i * PAGE_SIZE, PAGE_SIZE, PROT_READ) != 0:
-                host_unmap(at, NR_SPARE * PAGE_SIZE)
-                at = 0
-        set_spare(at)
-    mutex_unlock(&spare_lock)
-
-
-cdef void spare_drop() noexcept nogil:
-    mutex_lock(&spare_lock)
-    if spare != 0:
-        host_unmap(spare, NR_SPARE * PAGE_SIZE)
-        set_spare(0)
-    mutex_unlock(&spare_lock)
-
-
-cdef void set_spare(uint64_t at) noexcept nogil:
-    global spare
-    spare = at
 
 
 # ---- scratch pages ----------------------------------------------------------

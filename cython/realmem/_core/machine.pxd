@@ -10,6 +10,7 @@ cdef class MachineCore:
     cdef int exports                # live buffers over frames
     cdef int busy                   # threads inside m without the GIL; writers hold the GIL
     cdef int atomic_contexts        # open in any thread
+    cdef object after_atomic        # called when one ends; None: nothing was put off
     cdef object on_last_release     # called when a closed machine's last buffer dies
     cdef object kept                # what must outlive the structures
     cdef object __weakref__

@@ -330,11 +330,15 @@ cdef class MachineCore:
         self.atomic_contexts += 1
 
     def leave_atomic(self):
-        """End what enter_atomic began."""
+        """End what enter_atomic began, and do what was put off to the end of the outermost."""
+        cdef cpu_area* area
         if self.m == NULL or self.generation != fork_generation:
             return
-        get_cpu_area(self.m).atomic_depth -= 1
+        area = get_cpu_area(self.m)
+        area.atomic_depth -= 1
         self.atomic_contexts -= 1
+        if self.after_atomic is not None and area.atomic_depth == 0:
+            self.after_atomic()
 
 
 cdef class AtomicContext:

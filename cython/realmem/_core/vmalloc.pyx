@@ -121,6 +121,7 @@ cdef class VmallocSpace(VmapSpace):
             if rc != VMAP_OK:
                 self.raise_bad(rc, at, VM_ALLOC)
             self.deferred.append(kernel)
+            self.core.after_atomic = self.run_deferred
             return
         self.end(at, VM_ALLOC, 0)
 
@@ -232,6 +233,7 @@ cdef class VmallocSpace(VmapSpace):
     def run_deferred(self):
         """Free what vfree() was asked for in atomic context, unless that still lasts."""
         cdef uint64_t addr
+        self.core.after_atomic = None
         if not self.deferred:
             return
         try:

@@ -12,7 +12,7 @@ import pytest
 from realmem import GFP_KERNEL, Machine
 from realmem._bench import alloc as compiled
 from realmem._bench.llfree import LLFreeAllocator
-from realmem.bench import alloc, registry
+from realmem.bench import alloc, alloc_python, registry
 from realmem.bench.alloc_rows import Row, Rows, llfree_path
 from realmem.bench.registry import Options
 from realmem.bench.results import Result, Run
@@ -143,11 +143,32 @@ def test_a_closed_machine_is_refused():
 
 def test_python_loops_free_what_they_take(machine):
     before = drained_free_pages(machine)
-    assert alloc.python_pair_ns(machine, 10) > 0
-    assert alloc.python_bulk_ns(machine, 8) > 0
+    assert alloc_python.python_pair_ns(machine, 10) > 0
+    assert alloc_python.python_bulk_ns(machine, 8) > 0
     assert drained_free_pages(machine) == before
     page = machine.alloc_pages(GFP_KERNEL, 0)
     machine.free_pages(page, 0)
+
+
+def test_every_size_is_given_back():
+    """Those that kmalloc has not are measured with the other two alone."""
+    with Machine(memory="256M") as machine:
+        before = drained_free_pages(machine)
+        for size in alloc_python.SIZES:
+            for alloc_, free in ((machine.kmalloc, machine.kfree),
+                                 (machine.vmalloc, machine.vfree),
+                                 (machine.kvmalloc, machine.kvfree)):
+                if size > alloc_python.KMALLOC_MAX_SIZE and alloc_ == machine.kmalloc:
+                    with pytest.raises(ValueError):
+                        alloc_(size)
+                    continue
+                assert alloc_python.python_size_ns(alloc_, free, size) > 0
+        for cache in machine.kmem_caches.values():
+            cache.shrink()
+        machine.quicklists.trim()
+        machine.check()
+        # The kernel's page tables stay, for the next one.
+        assert before - drained_free_pages(machine) <= 64
 
 
 def test_the_bench_yields_what_its_table_needs():
@@ -162,6 +183,11 @@ def test_the_bench_yields_what_its_table_needs():
     pairs = [r for r in results if r.metric == "alloc+free" and r.params["threads"] == 1]
     assert {r.params["order"] for r in pairs} == set(range(11))
     assert {r.metric for r in results} >= {"alloc_pages_bulk", "get_free_pages+free_pages"}
+    by_size = [(r.metric, r.params["size_bytes"]) for r in results if "size_bytes" in r.params]
+    assert sorted(by_size) == sorted(
+        (metric, size) for size in alloc_python.QUICK_SIZES
+        for metric in ("kmalloc+kfree", "vmalloc+vfree", "kvmalloc+kvfree")
+    )
     run = Run(host={}, results=tuple(results))
     assert Run.from_json(json.loads(json.dumps(run.to_json()))) == run
 

@@ -15,16 +15,16 @@ from __future__ import annotations
 import itertools
 import os
 import random
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from realmem.bench import alloc_python
 from realmem.bench.alloc_rows import Row, Rows, llfree_path
 from realmem.bench.pin import pinned_to
 from realmem.bench.registry import Bench, Options
 from realmem.bench.results import EMULATED, UNVERIFIED, Param, PeerResult, Result
-from realmem.layout import GFP_KERNEL, MAX_PAGE_ORDER
+from realmem.layout import MAX_PAGE_ORDER
 
 if TYPE_CHECKING:
     from realmem.machine import Machine
@@ -161,35 +161,11 @@ def _from_python(machine: Machine, options: Options) -> Iterator[Result]:
     if node is None:
         return
     options.progress("calls from Python")
-    rounds = 30 if options.quick else 300
     with pinned_to(runnable(node)[:1]):
-        pairs = [python_pair_ns(machine) for _ in range(rounds)]
-        bulks = [python_bulk_ns(machine, 64) for _ in range(rounds)]
-    row = Row(None, "pair", 0, label={"order": 0, "caller": "python"}, nodes=(node, node))
-    yield _result("get_free_pages+free_pages", pairs, row, machine)
-    row = Row(None, "bulk", 0, label={"pages": 64, "caller": "python"}, nodes=(node, node))
-    yield _result("alloc_pages_bulk", bulks, row, machine)
-
-
-def python_pair_ns(machine: Machine, turns: int = 1000) -> float:
-    """Time ``machine.get_free_pages`` and ``machine.free_pages`` in a plain loop."""
-    get, free, gfp = machine.get_free_pages, machine.free_pages, GFP_KERNEL
-    start = time.perf_counter_ns()
-    for _ in itertools.repeat(None, turns):
-        free(get(gfp, 0), 0)
-    return (time.perf_counter_ns() - start) / turns
-
-
-def python_bulk_ns(machine: Machine, pages: int) -> float:
-    """Time ``machine.alloc_pages_bulk``, a page; giving them back is not timed."""
-    spent = 0
-    turns = 16
-    for _ in range(turns):
-        start = time.perf_counter_ns()
-        got = machine.alloc_pages_bulk(GFP_KERNEL, pages)
-        spent += time.perf_counter_ns() - start
-        machine.free_pages_bulk(got)
-    return spent / (turns * pages)
+        found = [*alloc_python.pages(machine, options), *alloc_python.sizes(machine, options)]
+    for metric, samples, label in found:
+        row = Row(None, "pair", 0, label=label, nodes=(node, node))
+        yield _result(metric, samples, row, machine)
 
 
 # ---- beside LLFree ----

@@ -308,15 +308,16 @@ def _print_sweeps(console: Console, results: Sequence[Result]) -> None:
         if "size_bytes" in result.params:
             key = (result.metric, result.cpu_node, result.memory_node, others)
             series.setdefault(key, []).append(result)
+    several = len({metric for metric, *_ in series}) > 1
     for line in series.values():
         if len(line) < 4:
             continue
         line.sort(key=lambda result: int(result.params["size_bytes"]))
         first, last = line[0], line[-1]
-        pages = first.params.get("pages", "")
+        name = first.metric if several else first.params.get("pages", "")
         drawn = sparkline([result.median for result in line], is_ascii(console))
         console.print(
-            f"{pair_name(first)} {pages:>3} {drawn} "
+            f"{pair_name(first)} {name:>3} {drawn} "
             f"{format_size(int(first.params['size_bytes']))} to "
             f"{format_size(int(last.params['size_bytes']))}: "
             f"{number(first.median)} to {number(last.median)} {first.unit}",

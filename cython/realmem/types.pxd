@@ -316,8 +316,9 @@ cdef struct cpu_area:
     quicklist quick
 
 cdef enum:
+    FAST_FOR_NOBODY = 1
     # Bytes in front of each cpu_area: the slab allocator's magazines (slab_types.pxd).
-    AREA_MAGAZINES = 1212416
+    AREA_MAGAZINES = 4358144
 
 cdef struct node:
     int32_t nid
@@ -360,6 +361,9 @@ cdef struct machine:
     uint64_t direct_map         # host address of physical 0
     page* vmemmap               # struct page of pfn 0; mapped only where there is memory
     uint64_t max_pfn            # one past the last frame
+    # What area.fast is compared with on the fast paths of objects: this machine while all its
+    # memory is local and nothing else asks for more than they do, else FAST_FOR_NOBODY.
+    machine* objects_fast
     int32_t nr_nodes
     int32_t nr_zones            # nr_nodes * MAX_NR_ZONES
     node* nodes

@@ -119,7 +119,7 @@ cdef class SlabAllocator:
                  | (GFP_RECLAIMABLE if bits & SLAB_RECLAIM_ACCOUNT else 0))
         # What threads and depots keep to themselves is bounded by bytes too.
         most = (self.m.max_pfn << PAGE_SHIFT) / s.size
-        s.capacity = <uint32_t>max(2, min(<uint64_t>MAGAZINE_SLOTS, most >> 7))
+        s.capacity = <uint32_t>max(2, min(<uint64_t>MAGAZINE_SLOTS, most >> 6))
         s.depot_max = <uint32_t>min(<uint64_t>DEPOT_SLOTS, most >> 6)
         s.refcount = 1
         s.python_ctor = ctor is not None and c_ctor == 0

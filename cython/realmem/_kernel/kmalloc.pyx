@@ -11,14 +11,14 @@ from libc.string cimport memcpy, memset
 from realmem._kernel.page_alloc cimport alloc_pages_node
 from realmem._kernel.page_free cimport free_pages
 from realmem._kernel.percpu cimport attach_areas, current_area
-from realmem._kernel.slab cimport kmem_cache_alloc_node, slab_free_slow
+from realmem._kernel.slab cimport kmem_cache_alloc_node, kmem_cache_free
 from realmem._kernel.slab_types cimport (
     KMALLOC_MAX_CACHE_SIZE, MAGAZINE_BYTES, SLAB_POISON, SLAB_RED_ZONE, SLAB_STORE_USER,
-    SLAB_TYPESAFE_BY_RCU, area_magazine, is_local, is_slab, kmem_cache, magazine, object_page,
+    SLAB_TYPESAFE_BY_RCU, area_magazine, is_slab, kmem_cache, last_slot, magazine, object_page,
     slab, slab_of,
 )
 from realmem.compiler cimport (
-    RELAXED, atomic64_add_return, barrier, cpu_hint, fls, likely, poke_int,
+    RELAXED, atomic64_add_return, barrier, fls, likely, poke_int,
 )
 from realmem.types cimport (
     AREA_MAGAZINES, GFP_ACCOUNT, GFP_COMP, GFP_DMA, GFP_RECLAIMABLE, GFP_ZERO, PAGE_SHIFT,
@@ -39,17 +39,17 @@ cdef void (*free_slowly)(machine* m, const void* object) noexcept nogil
 cdef void* kmalloc(machine* m, uint64_t size, uint32_t gfp) noexcept nogil:
     cdef cpu_area* area = current_area()
     cdef magazine* mag
-    cdef uint64_t n
+    cdef uint64_t top
     cdef void* object
     poke_int(&area.busy, 1)
     barrier()
-    if likely(area.fast == m and area.cpu == cpu_hint() and size <= KMALLOC_MAX_CACHE_SIZE
+    if likely(area.fast == m.objects_fast and size <= KMALLOC_MAX_CACHE_SIZE
               and not gfp & (KMALLOC_NOT_NORMAL | GFP_ZERO)):
         mag = area_magazine(area, magazine_back[(size + 7) >> 3])
-        n = mag.n
-        if likely(n != 0):
-            object = mag.slots[n - 1]
-            mag.n = <uint32_t>(n - 1)
+        top = mag.top
+        object = last_slot(mag, top)[0]
+        if likely(object != NULL):
+            mag.top = top - sizeof(void*)
             barrier()
             poke_int(&area.busy, 0)
             return object
@@ -61,18 +61,17 @@ cdef void kfree(machine* m, const void* object) noexcept nogil:
     cdef cpu_area* area = current_area()
     cdef magazine* mag
     cdef const page* p
-    cdef uint64_t n
+    cdef uint64_t top
     poke_int(&area.busy, 1)
     barrier()
-    # An object of this node is no NULL either.
-    if likely(area.fast == m and area.cpu == cpu_hint() and is_local(area, object)):
+    if likely(area.fast == m.objects_fast and <uint64_t>object > ZERO_SIZE_PTR):
         p = object_page(m, object)
         if likely(p.flags >> PG_slab & 1):
             mag = area_magazine(area, (<const slab*>p).magazine_back)
-            n = mag.n
-            if likely(n < mag.capacity):
-                mag.slots[n] = <void*>object
-                mag.n = <uint32_t>(n + 1)
+            top = mag.top
+            if likely(top < mag.end):
+                last_slot(mag, top)[1] = <void*>object
+                mag.top = top + sizeof(void*)
                 barrier()
                 poke_int(&area.busy, 0)
                 return
@@ -113,7 +112,7 @@ cdef void kfree_slow(machine* m, const void* object) noexcept nogil:
         return
     p = object_page(m, object)
     if likely(is_slab(p)):
-        slab_free_slow((<slab*>p).cache, <void*>object)
+        kmem_cache_free((<slab*>p).cache, <void*>object)
     elif is_large_kmalloc(p):
         order = p.kind.h.order
         p.private = 0

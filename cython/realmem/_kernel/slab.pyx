@@ -4,7 +4,8 @@
 #
 # The fast paths are leaves that work on the calling thread's own magazine (slab_types.pxd);
 # area.fast says both that the area is the cache's machine's and that nobody has stolen it
-# (types.pxd: cpu_area).  Everything else leaves by a pointer, lest it be inlined.
+# (types.pxd: cpu_area).  Everything else leaves by a pointer, lest it be inlined.  They are bound
+# by how soon a load sees the store before it: hence one word, top, and no other state.
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memmove, memset
 
@@ -15,8 +16,8 @@ from realmem._kernel.slab_pages cimport (
     discard_slabs, new_slab, publish_slab, put_objects, take_objects,
 )
 from realmem._kernel.slab_types cimport (
-    REMOTE_SLOTS, area_magazine, is_local, kmem_cache, kmem_cache_node, magazine, object_page,
-    slab, slab_address,
+    REMOTE_SLOTS, area_magazine, is_local, kmem_cache, kmem_cache_node, last_slot, magazine,
+    magazine_count, object_page, slab, slab_address,
 )
 from realmem.compiler cimport (
     barrier, cpu_hint, likely, poke_int, spin_lock, spin_unlock, this_cpu_id, unlikely,
@@ -26,42 +27,42 @@ from realmem.types cimport (
     list_init, machine, page_zone,
 )
 
-cdef void* (*alloc_slowly)(kmem_cache* s, uint32_t gfp, int nid) noexcept nogil
+cdef void* (*alloc_slowly)(kmem_cache* s, uint32_t gfp) noexcept nogil
 cdef void (*free_slowly)(kmem_cache* s, void* object) noexcept nogil
 
 
 cdef void* kmem_cache_alloc(kmem_cache* s, uint32_t gfp) noexcept nogil:
     cdef cpu_area* area = current_area()
     cdef magazine* mag
-    cdef uint64_t n
+    cdef uint64_t top
     cdef void* object
     poke_int(&area.busy, 1)
     barrier()
-    if likely(area.fast == s.machine and area.cpu == cpu_hint() and not gfp & GFP_ZERO):
+    if likely(area.fast == s.fast_for and not gfp & GFP_ZERO):
         mag = area_magazine(area, s.magazine_back)
-        n = mag.n
-        if likely(n != 0):
-            object = mag.slots[n - 1]
-            mag.n = <uint32_t>(n - 1)
+        top = mag.top
+        object = last_slot(mag, top)[0]
+        if likely(object != NULL):
+            mag.top = top - sizeof(void*)
             barrier()
             poke_int(&area.busy, 0)
             return object
     poke_int(&area.busy, 0)
-    return alloc_slowly(s, gfp, -1)
+    return alloc_slowly(s, gfp)
 
 
 cdef void kmem_cache_free(kmem_cache* s, void* object) noexcept nogil:
     cdef cpu_area* area = current_area()
     cdef magazine* mag
-    cdef uint64_t n
+    cdef uint64_t top
     poke_int(&area.busy, 1)
     barrier()
-    if likely(area.fast == s.machine and area.cpu == cpu_hint() and is_local(area, object)):
+    if likely(area.fast == s.fast_for):
         mag = area_magazine(area, s.magazine_back)
-        n = mag.n
-        if likely(n < mag.capacity):
-            mag.slots[n] = object
-            mag.n = <uint32_t>(n + 1)
+        top = mag.top
+        if likely(top < mag.end):
+            last_slot(mag, top)[1] = object
+            mag.top = top + sizeof(void*)
             barrier()
             poke_int(&area.busy, 0)
             return
@@ -69,11 +70,51 @@ cdef void kmem_cache_free(kmem_cache* s, void* object) noexcept nogil:
     free_slowly(s, object)
 
 
+# The same where memory has nodes: objects are those of the node that the thread runs on.
+cdef void* alloc_on_node(kmem_cache* s, uint32_t gfp) noexcept nogil:
+    cdef cpu_area* area = current_area()
+    cdef magazine* mag
+    cdef uint64_t top
+    cdef void* object
+    poke_int(&area.busy, 1)
+    barrier()
+    if likely(area.fast == s.machine and area.cpu == cpu_hint() and not gfp & GFP_ZERO):
+        mag = area_magazine(area, s.magazine_back)
+        top = mag.top
+        object = last_slot(mag, top)[0]
+        if likely(object != NULL):
+            mag.top = top - sizeof(void*)
+            barrier()
+            poke_int(&area.busy, 0)
+            return object
+    poke_int(&area.busy, 0)
+    return slab_alloc_slow(s, gfp, -1)
+
+
+cdef void free_on_node(kmem_cache* s, void* object) noexcept nogil:
+    cdef cpu_area* area = current_area()
+    cdef magazine* mag
+    cdef uint64_t top
+    poke_int(&area.busy, 1)
+    barrier()
+    if likely(area.fast == s.machine and area.cpu == cpu_hint() and is_local(area, object)):
+        mag = area_magazine(area, s.magazine_back)
+        top = mag.top
+        if likely(top < mag.end):
+            last_slot(mag, top)[1] = object
+            mag.top = top + sizeof(void*)
+            barrier()
+            poke_int(&area.busy, 0)
+            return
+    poke_int(&area.busy, 0)
+    slab_free_slow(s, object)
+
+
 cdef void* kmem_cache_alloc_node(kmem_cache* s, uint32_t gfp, int nid) noexcept nogil:
     cdef cpu_area* area = current_area()
     if nid < 0 or (area.fast == s.machine and area.cpu == cpu_hint() and nid == area.mem_nid):
         return kmem_cache_alloc(s, gfp)
-    return alloc_slowly(s, gfp, nid)
+    return slab_alloc_slow(s, gfp, nid)
 
 
 # ---- slow paths -------------------------------------------------------------
@@ -84,8 +125,8 @@ cdef inline magazine* magazine_enter(kmem_cache* s, cpu_area** area_ret) noexcep
     cdef magazine* mag = area_magazine(area, s.magazine_back)
     if unlikely(this_cpu_id() != area.cpu):
         area_set_cpu(area)
-    if unlikely(mag.capacity == 0):
-        mag.capacity = s.capacity       # stays 0 for caches without magazines
+    if unlikely(mag.end == 0):
+        mag.end = s.capacity * sizeof(void*)    # stays 0 for caches without magazines
     area_ret[0] = area
     return mag
 
@@ -94,10 +135,10 @@ cdef void* slab_alloc_slow(kmem_cache* s, uint32_t gfp, int nid) noexcept nogil:
     cdef cpu_area* area
     cdef magazine* mag = magazine_enter(s, &area)
     cdef void* object = NULL
-    if mag.capacity != 0 and (nid < 0 or nid == area.mem_nid):
-        if mag.n != 0 or refill(s, area, mag):
-            mag.n -= 1
-            object = mag.slots[mag.n]
+    if mag.end != 0 and (nid < 0 or nid == area.mem_nid):
+        if mag.top != 0 or refill(s, area, mag):
+            object = last_slot(mag, mag.top)[0]
+            mag.top -= sizeof(void*)
     elif take_objects(s, s.nodes + (area.mem_nid if nid < 0 else nid), &object, 1) == 0:
         object = NULL
     if nid < 0:
@@ -113,7 +154,7 @@ cdef void* slab_alloc_slow(kmem_cache* s, uint32_t gfp, int nid) noexcept nogil:
 # Fill half of an empty magazine, from the depot or else from partial slabs; returns how many.
 cdef uint32_t refill(kmem_cache* s, cpu_area* area, magazine* mag) noexcept nogil:
     cdef kmem_cache_node* n = s.nodes + area.mem_nid
-    cdef uint32_t batch = mag.capacity >> 1
+    cdef uint32_t batch = s.capacity >> 1
     cdef uint32_t got = 0
     if n.depot_n != 0:
         spin_lock(&n.depot_lock)
@@ -123,7 +164,7 @@ cdef uint32_t refill(kmem_cache* s, cpu_area* area, magazine* mag) noexcept nogi
         spin_unlock(&n.depot_lock)
     if got == 0:
         got = take_objects(s, n, mag.slots, batch)
-    mag.n = got
+    mag.top = got * sizeof(void*)
     return got
 
 
@@ -156,11 +197,11 @@ cdef void* alloc_from_new_slab(kmem_cache* s, uint32_t gfp, int nid) noexcept no
         return NULL
     base = <char*>slab_address(s.machine, sl) + s.red_left_pad
     mag = magazine_enter(s, &area)
-    if mag.capacity > mag.n and nid == area.mem_nid and is_local(area, base):
-        taken += min(<uint32_t>(sl.objects - 1), mag.capacity - mag.n)
+    if mag.end > mag.top and nid == area.mem_nid and is_local(area, base):
+        taken += min(<uint32_t>(sl.objects - 1), <uint32_t>((mag.end - mag.top) >> 3))
         for i in range(1, taken):
-            mag.slots[mag.n + taken - 1 - i] = base + <uint64_t>i * s.size
-        mag.n += taken - 1
+            last_slot(mag, mag.top)[taken - i] = base + <uint64_t>i * s.size
+        mag.top += (taken - 1) * sizeof(void*)
     publish_slab(s, sl, taken)
     area_exit(area)
     return base
@@ -192,13 +233,13 @@ cdef void slab_free_slow(kmem_cache* s, void* object) noexcept nogil:
     cdef magazine* mag = magazine_enter(s, &area)
     cdef list_head empty
     list_init(&empty)
-    if mag.capacity == 0:
+    if mag.end == 0:
         put_objects(s, &object, 1, &empty)
     elif is_local(area, object):
-        if mag.n == mag.capacity:
+        if mag.top == mag.end:
             spill(s, area, mag, &empty)
-        mag.slots[mag.n] = object
-        mag.n += 1
+        last_slot(mag, mag.top)[1] = object
+        mag.top += sizeof(void*)
     else:
         mag.remote[mag.nr_remote] = object
         mag.nr_remote += 1
@@ -212,10 +253,10 @@ cdef void slab_free_slow(kmem_cache* s, void* object) noexcept nogil:
 
 # Make room in a full magazine: the older half leaves.
 cdef void spill(kmem_cache* s, cpu_area* area, magazine* mag, list_head* empty) noexcept nogil:
-    cdef uint32_t half = (mag.capacity + 1) >> 1
+    cdef uint32_t half = (s.capacity + 1) >> 1
     to_depot(s, s.nodes + area.mem_nid, mag.slots, half, empty)
-    mag.n -= half
-    memmove(mag.slots, mag.slots + half, mag.n * sizeof(void*))
+    mag.top -= half * sizeof(void*)
+    memmove(mag.slots, mag.slots + half, mag.top)
 
 
 # Objects of one node to its depot, or to their slabs when that is full.
@@ -234,7 +275,7 @@ cdef void to_depot(kmem_cache* s, kmem_cache_node* n, void** objects, uint32_t c
 # Objects of other nodes: those of each at once.
 cdef void send_home(kmem_cache* s, void** objects, uint32_t count,
                     list_head* empty) noexcept nogil:
-    cdef void* batch[42]            # REMOTE_SLOTS
+    cdef void* batch[39]            # REMOTE_SLOTS
     cdef machine* m = s.machine
     cdef uint32_t n
     cdef uint32_t i
@@ -266,10 +307,10 @@ cdef uint64_t kmem_cache_alloc_bulk(kmem_cache* s, uint32_t gfp, uint64_t n,
     cdef uint32_t some
     while got < n:
         mag = magazine_enter(s, &area)
-        while got < n and (mag.n != 0 or (mag.capacity != 0 and refill(s, area, mag))):
-            some = <uint32_t>min(<uint64_t>mag.n, n - got)
-            mag.n -= some
-            memcpy(objects_ret + got, mag.slots + mag.n, some * sizeof(void*))
+        while got < n and (mag.top != 0 or (mag.end != 0 and refill(s, area, mag))):
+            some = <uint32_t>min(<uint64_t>magazine_count(mag), n - got)
+            mag.top -= some * sizeof(void*)
+            memcpy(objects_ret + got, mag.slots + magazine_count(mag), some * sizeof(void*))
             got += some
         area_exit(area)
         if got < n:
@@ -291,11 +332,11 @@ cdef void kmem_cache_free_bulk(kmem_cache* s, uint64_t n, void** objects) noexce
     cdef uint64_t i = 0
     list_init(&empty)
     mag = magazine_enter(s, &area)
-    while i < n and mag.capacity != 0 and is_local(area, objects[i]):
-        if mag.n == mag.capacity:
+    while i < n and mag.end != 0 and is_local(area, objects[i]):
+        if mag.top == mag.end:
             spill(s, area, mag, &empty)
-        mag.slots[mag.n] = objects[i]
-        mag.n += 1
+        last_slot(mag, mag.top)[1] = objects[i]
+        mag.top += sizeof(void*)
         i += 1
     area_exit(area)
     if not list_empty(&empty):
@@ -305,6 +346,6 @@ cdef void kmem_cache_free_bulk(kmem_cache* s, uint64_t n, void** objects) noexce
         i += 1
 
 
-alloc_slowly = slab_alloc_slow
-free_slowly = slab_free_slow
+alloc_slowly = alloc_on_node
+free_slowly = free_on_node
 attach_areas()

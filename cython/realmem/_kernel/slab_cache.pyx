@@ -12,7 +12,7 @@ from realmem._kernel.slab_pages cimport (
 )
 from realmem._kernel.slab_types cimport (
     MAGAZINE_BYTES, NO_MAGAZINE, NR_MAGAZINES, area_magazine, is_slab, kmem_cache,
-    kmem_cache_node, list_to_slab, magazine, object_page, object_slab, slab, slab_address,
+    kmem_cache_node, list_to_slab, magazine, magazine_count, object_page, object_slab, slab, slab_address,
     slab_of, slab_state,
 )
 from realmem.compiler cimport spin_lock, spin_unlock
@@ -20,7 +20,7 @@ from realmem.linux cimport (
     MADV_DONTFORK, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE,
     madvise, mmap, munmap,
 )
-from realmem.types cimport AREA_MAGAZINES, cpu_area, list_head, list_init, machine
+from realmem.types cimport AREA_MAGAZINES, FAST_FOR_NOBODY, cpu_area, list_head, list_init, machine
 
 
 cdef void* zeroed(uint64_t bytes) noexcept nogil:
@@ -37,6 +37,7 @@ cdef int slab_init(machine* m) noexcept nogil:
     if state == NULL:
         return -ENOMEM
     state.machine = m
+    m.objects_fast = m if m.nr_nodes == 1 else <machine*>FAST_FOR_NOBODY
     state.given_bytes = (m.max_pfn << 6) + 64
     state.given = <unsigned char*>zeroed(state.given_bytes)
     if state.given == NULL:
@@ -69,6 +70,7 @@ cdef kmem_cache* new_cache(machine* m) noexcept nogil:
     if s == NULL:
         return NULL
     s.machine = m
+    s.fast_for = m.objects_fast
     s.bytes = bytes
     s.nodes = <kmem_cache_node*>(s + 1)
     for nid in range(m.nr_nodes):
@@ -110,9 +112,9 @@ cdef void flush_magazine(kmem_cache* s, cpu_area* area) noexcept nogil:
     if s.slot == NO_MAGAZINE:
         return
     mag = area_magazine(area, s.magazine_back)
-    put_objects(s, mag.slots, mag.n, NULL)
+    put_objects(s, mag.slots, magazine_count(mag), NULL)
     put_objects(s, mag.remote, mag.nr_remote, NULL)
-    mag.n = 0
+    mag.top = 0
     mag.nr_remote = 0
 
 
@@ -221,7 +223,7 @@ cdef int remove_cache(kmem_cache* s) noexcept nogil:
         freeze_cpu_areas(s.machine)
         area = s.machine.areas
         while area != NULL:
-            area_magazine(area, s.magazine_back).capacity = 0
+            area_magazine(area, s.magazine_back).end = 0
             area = area.next
         thaw_cpu_areas(s.machine)
     spin_lock(&state.lock)
@@ -296,7 +298,7 @@ cdef int find_object(machine* m, uint64_t addr) noexcept nogil:
         area = m.areas
         while area != NULL:
             mag = area_magazine(area, s.magazine_back)
-            free = (free or holds(mag.slots, mag.n, object)
+            free = (free or holds(mag.slots, magazine_count(mag), object)
                     or holds(mag.remote, mag.nr_remote, object))
             area = area.next
     n = slab_node(s, sl)

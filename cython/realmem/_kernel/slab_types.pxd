@@ -12,10 +12,10 @@ from realmem.types cimport (
 )
 
 cdef enum:
-    MAGAZINE_SLOTS = 252
-    REMOTE_SLOTS = 42
-    DEPOT_SLOTS = 2268          # 18 half magazines
-    MAGAZINE_BYTES = 2368       # 37 cache lines: headers fall on all sets of the cache
+    MAGAZINE_SLOTS = 1022
+    REMOTE_SLOTS = 39
+    DEPOT_SLOTS = 4088          # 8 half magazines
+    MAGAZINE_BYTES = 8512       # 133 cache lines: headers fall on all sets of the cache
     NR_MAGAZINES = 512          # of each area, so of a machine
     NO_MAGAZINE = 0             # the slot that is always empty and full: to the slow path
     KMALLOC_SHIFT_HIGH = 13
@@ -39,13 +39,16 @@ cdef enum:
 
 # Free objects of one cache in one thread's area.  Only touched inside the area (types.pxd:
 # cpu_area), so without lock or atomic operation.
+#
+# `top` counts bytes of slots, so the last object stands `top` bytes behind top itself; and an
+# empty magazine, also one never used, reads top for it: 0, no object.
 cdef struct magazine:
-    uint32_t n                  # in slots; all of the node that the thread runs on
-    uint32_t capacity           # 0 until first used
+    uint64_t end                # what top may grow to; 0 until first used
     uint32_t nr_remote
     uint32_t pad
-    void* slots[252]            # MAGAZINE_SLOTS; the last is given out first
-    void* remote[42]            # REMOTE_SLOTS: of other nodes, on their way home
+    uint64_t top
+    void* slots[1022]           # MAGAZINE_SLOTS; the last is given out first
+    void* remote[39]            # REMOTE_SLOTS: of other nodes, on their way home
 
 # A cache's slabs on one node.
 cdef struct kmem_cache_node:
@@ -63,10 +66,11 @@ cdef struct kmem_cache_node:
     int64_t seen_partial
     int64_t seen_inuse
     int64_t seen_cached
-    void* depot[2268]           # DEPOT_SLOTS: what magazines had too much of
+    void* depot[4088]           # DEPOT_SLOTS: what magazines had too much of
 
 cdef struct kmem_cache:
     # Read-only after creation.
+    machine* fast_for           # machine.objects_fast
     machine* machine
     uint32_t magazine_back      # from an area back to this cache's magazine
     uint32_t flags              # SLAB_*
@@ -86,7 +90,6 @@ cdef struct kmem_cache:
     int32_t python_ctor         # slabs are made by the face only
     int32_t slot                # of the magazine
     int32_t refcount            # names that it goes by
-    int32_t pad
     kmem_cache_node* nodes
     uint64_t bytes              # of this structure's mapping
     kmem_cache* next            # newest first; guarded by slab_state.lock
@@ -122,6 +125,12 @@ cdef inline slab_state* slab_of(const machine* m) noexcept nogil:
 
 cdef inline magazine* area_magazine(cpu_area* area, uint64_t back) noexcept nogil:
     return <magazine*>(<uint64_t>area - back)
+
+cdef inline void** last_slot(magazine* mag, uint64_t top) noexcept nogil:
+    return <void**>(<char*>&mag.top + top)
+
+cdef inline uint32_t magazine_count(const magazine* mag) noexcept nogil:
+    return <uint32_t>(mag.top >> 3)
 
 # The struct page of the frame that an object starts in.
 cdef inline page* object_page(const machine* m, const void* object) noexcept nogil:

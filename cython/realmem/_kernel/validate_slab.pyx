@@ -7,7 +7,7 @@ from realmem._kernel.kmalloc cimport is_large_kmalloc
 from realmem._kernel.percpu cimport freeze_cpu_areas, thaw_cpu_areas
 from realmem._kernel.slab_types cimport (
     NO_MAGAZINE, SLAB_LIVE, area_magazine, is_slab, kmem_cache, kmem_cache_node, list_to_slab,
-    magazine, object_slab, slab, slab_address, slab_of, slab_state,
+    magazine, magazine_count, object_slab, slab, slab_address, slab_of, slab_state,
 )
 from realmem.compiler cimport spin_lock, spin_unlock
 from realmem.linux cimport (
@@ -90,7 +90,8 @@ cdef void validate_cache(machine* m, kmem_cache* s, uint8_t* seen,
     area = m.areas
     while area != NULL:
         mag = area_magazine(area, s.magazine_back)
-        if (not validate_objects(m, s, mag.slots, mag.n, area.mem_nid, seen, ret)
+        if (not validate_objects(m, s, mag.slots, magazine_count(mag), area.mem_nid,
+                                    seen, ret)
                 or not validate_objects(m, s, mag.remote, mag.nr_remote, -1, seen, ret)):
             return
         area = area.next

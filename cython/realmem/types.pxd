@@ -338,6 +338,7 @@ cdef enum:
     MACHINE_DEBUG1 = 4
     MACHINE_DEBUG2 = 8
     MACHINE_INJECT = 16         # some attempts to allocate pages are made to fail
+    MACHINE_INJECT_SLAB = 32    # ... objects
 
 # What can be made to fail.
 cdef enum:
@@ -380,6 +381,8 @@ cdef struct machine:
     # NULL until reclaim exists.
     int64_t (*reclaim)(machine* m, zone* preferred, uint32_t gfp,
                        unsigned int order) noexcept nogil
+    # The slab allocator's part of it: calls in free objects, returns pages.  NULL without one.
+    int64_t (*shrink_objects)(machine* m) noexcept nogil
     void* slab                  # slab_state (_kernel/slab_types.pxd)
     # Areas of the threads that used this machine.
     spinlock areas_lock

@@ -51,6 +51,9 @@ cdef enum:
     RING = 1024                 # objects on their way to the other thread
     RING_BATCH = 32
 
+cdef extern from *:
+    const uint64_t STOPPED "UINT64_MAX"     # instead of a count of objects put in
+
 cdef struct target:
     int32_t kind
     uint64_t size
@@ -146,13 +149,16 @@ cdef inline int run_passing(const job* j, int kind, int index, ring* r) noexcept
             for i in range(RING_BATCH):
                 object = take(t, kind)
                 if object == NULL:
-                    BUG_OUT()
+                    store64(&r.put, STOPPED)    # lest the other one waits for ever
+                    return -1
                 (<uint64_t*>object)[0] = at
                 r.objects[(at + i) & (RING - 1)] = object
             at += RING_BATCH
             store64(&r.put, at)
         else:
             ready = load64(&r.put)
+            if ready == STOPPED:
+                return -1
             if ready == at:
                 pause()
                 continue
@@ -161,14 +167,6 @@ cdef inline int run_passing(const job* j, int kind, int index, ring* r) noexcept
                 at += 1
             store64(&r.got, at)
     return 0
-
-
-cdef extern from *:
-    """
-    #include <stdlib.h>
-    #define rm_bug_out() abort()
-    """
-    void BUG_OUT "rm_bug_out"() noexcept nogil      # the other thread would wait for ever
 
 
 cdef int run_job(const job* j, int index, void** objects, ring* r, uint32_t turns) noexcept nogil:
@@ -239,16 +237,16 @@ def of_kmalloc(KmemCache cache not None, uint64_t size):
     return self
 
 
-def of_malloc(str name, uint64_t malloc, uint64_t free, uint64_t size):
+def of_malloc(str name, uint64_t allocate, uint64_t give_back, uint64_t size):
     """Give a malloc by the addresses of its two functions."""
     cdef ObjectAllocator self = ObjectAllocator.__new__(ObjectAllocator)
-    if not malloc or not free:
-        raise ValueError("malloc and free must be addresses")
+    if not allocate or not give_back:
+        raise ValueError("both functions must be addresses")
     self.name = name
     self.t.kind = MALLOC
     self.t.size = size
-    self.t.malloc = <malloc_fn>malloc
-    self.t.free = <free_fn>free
+    self.t.malloc = <malloc_fn>allocate
+    self.t.free = <free_fn>give_back
     return self
 
 

@@ -7,10 +7,11 @@ from libc.string cimport memset
 
 from realmem._core.machine cimport MachineCore
 from realmem._kernel.fault_inject cimport set_fault_attr
-from realmem.types cimport fault_attr
+from realmem._kernel.slab_cache cimport update_fast_objects
+from realmem.types cimport INJECT_SLAB, fault_attr
 
 # By their numbers in types.pxd, those that are there.
-POINTS = ("page_alloc",)
+POINTS = ("page_alloc", "slab")
 
 # (machine id, point) -> weak reference to the injection in force.
 cdef dict innermost = {}
@@ -61,9 +62,15 @@ cdef class Injection:
             outer.wanted = self.core.m.faults[self.point]
         self.outer = outer
         innermost[key] = reference
-        set_fault_attr(self.core.m, self.point, &self.wanted)
+        self.set(&self.wanted)
         self.entered = True
         return self
+
+    cdef int set(self, const fault_attr* wanted) except -1:
+        set_fault_attr(self.core.m, self.point, wanted)
+        if self.point == INJECT_SLAB:
+            update_fast_objects(self.core.m)
+        return 0
 
     def __exit__(self, *exc):
         cdef Injection inner
@@ -80,10 +87,10 @@ cdef class Injection:
             if outer is None:
                 memset(&nothing, 0, sizeof(nothing))
                 del innermost[key]
-                set_fault_attr(self.core.m, self.point, &nothing)
+                self.set(&nothing)
             else:
                 innermost[key] = reference
-                set_fault_attr(self.core.m, self.point, &outer.wanted)
+                self.set(&outer.wanted)
         # Threads do not nest theirs: one of them may leave from between two others.
         while inner is not None:
             if inner.outer is self:

@@ -29,5 +29,6 @@ cdef class KmemCache:
     cdef readonly uint32_t object_size
 
     cdef int usable(self) except -1
-    cdef void* allocate(self, uint32_t gfp, int nid) except NULL
+    cdef int may_clear(self) except -1
+    cdef void* grow(self, uint32_t gfp, int nid) except NULL
     cdef int make_slab(self, uint32_t gfp, int nid) except -1

@@ -300,23 +300,27 @@ cdef class KmemCache:
         if unlikely(self.s == NULL):
             self.usable()
         self.allocator.may_alloc(flags)
-        object = kmem_cache_alloc(self.s, flags) if nid < 0 else NULL
-        if unlikely(object == NULL or flags & GFP_ZERO):
-            if object == NULL or self.s.ctor != NULL or self.s.python_ctor:
-                if object != NULL:
-                    kmem_cache_free(self.s, object)
-                object = self.allocate(flags, nid)
+        if unlikely(flags & GFP_ZERO):
+            self.may_clear()
+        if nid < 0:
+            object = kmem_cache_alloc(self.s, flags)
+        else:
+            object = kmem_cache_alloc_node(self.s, flags, nid)
+        if unlikely(object == NULL):
+            object = self.grow(flags, nid)
         self.allocator.hand_out(object)
         return <uint64_t>object
 
-    # The parts of alloc() that are seldom needed.
-    cdef void* allocate(self, uint32_t gfp, int nid) except NULL:
-        cdef void* object
-        cdef kmem_cache* s = self.s
-        if gfp & GFP_ZERO and (s.ctor != NULL or s.python_ctor):
+    cdef int may_clear(self) except -1:
+        if self.s.ctor != NULL or self.s.python_ctor:
             raise ValueError(
                 f"cache {self.name!r} has a constructor: its objects can't be cleared")
-        object = kmem_cache_alloc_node(s, gfp, nid)
+        return 0
+
+    # An object where the kernel side had none to give: it makes no slab for Python to construct.
+    cdef void* grow(self, uint32_t gfp, int nid) except NULL:
+        cdef kmem_cache* s = self.s
+        cdef void* object = NULL
         while object == NULL and s.python_ctor:
             self.make_slab(gfp, nid)
             object = kmem_cache_alloc_node(s, gfp, nid)
@@ -391,7 +395,9 @@ cdef class KmemCache:
             return array
         addrs = array
         self.usable()               # again: Python code ran
-        if s.python_ctor or (s.ctor != NULL and flags & GFP_ZERO):
+        if flags & GFP_ZERO:
+            self.may_clear()
+        if s.python_ctor:
             self.alloc_each(addrs, flags)
         elif kmem_cache_alloc_bulk(s, flags, wanted, <void**>&addrs[0]) == 0:
             raise self.allocator.out_of_memory(f"cache {self.name}", flags, -1, s.min_order)
@@ -405,9 +411,11 @@ cdef class KmemCache:
     def alloc_each(self, uint64_t[::1] addrs, uint32_t gfp):
         """Fill an array with objects, one by one: constructors may have to run in between."""
         cdef Py_ssize_t i = 0
+        cdef void* object
         try:
             while i < addrs.shape[0]:
-                addrs[i] = <uint64_t>self.allocate(gfp, -1)
+                object = kmem_cache_alloc(self.s, gfp)
+                addrs[i] = <uint64_t>(object if object != NULL else self.grow(gfp, -1))
                 i += 1
         except BaseException:
             if self.allocator.pages.m != NULL and self.s != NULL and i:

@@ -384,6 +384,8 @@ cdef page* alloc_pages_slowpath(machine* m, zone** zonelist, int highest, uint32
         progress = 0
         if m.reclaim != NULL:
             progress = m.reclaim(m, zonelist[0], gfp, order)
+        if m.shrink_objects != NULL:
+            progress += m.shrink_objects(m)
         drain_all_pages(m)
         p = get_page_from_freelist(m, zonelist, highest, gfp, order, alloc_flags)
         if p != NULL:

@@ -9,6 +9,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memmove, memset
 
+from realmem._kernel.fault_inject cimport should_fail
 from realmem._kernel.percpu cimport (
     area_enter, area_exit, area_set_cpu, attach_areas, current_area,
 )
@@ -23,8 +24,8 @@ from realmem.compiler cimport (
     barrier, cpu_hint, likely, poke_int, spin_lock, spin_unlock, this_cpu_id, unlikely,
 )
 from realmem.types cimport (
-    GFP_DIRECT_RECLAIM, GFP_NOWARN, GFP_THISNODE, GFP_ZERO, cpu_area, list_empty, list_head,
-    list_init, machine, page_zone,
+    GFP_DIRECT_RECLAIM, GFP_NOFAIL, GFP_NOWARN, GFP_THISNODE, GFP_ZERO, INJECT_SLAB,
+    MACHINE_INJECT_SLAB, cpu_area, list_empty, list_head, list_init, machine, page_zone,
 )
 
 cdef void* (*alloc_slowly)(kmem_cache* s, uint32_t gfp) noexcept nogil
@@ -76,6 +77,8 @@ cdef void* alloc_on_node(kmem_cache* s, uint32_t gfp) noexcept nogil:
     cdef magazine* mag
     cdef uint64_t top
     cdef void* object
+    if unlikely(s.machine.options & MACHINE_INJECT_SLAB) and should_failslab(s.machine, gfp):
+        return NULL
     poke_int(&area.busy, 1)
     barrier()
     if likely(area.fast == s.machine and area.cpu == cpu_hint() and not gfp & GFP_ZERO):
@@ -114,7 +117,14 @@ cdef void* kmem_cache_alloc_node(kmem_cache* s, uint32_t gfp, int nid) noexcept 
     cdef cpu_area* area = current_area()
     if nid < 0 or (area.fast == s.machine and area.cpu == cpu_hint() and nid == area.mem_nid):
         return kmem_cache_alloc(s, gfp)
+    if unlikely(s.machine.options & MACHINE_INJECT_SLAB) and should_failslab(s.machine, gfp):
+        return NULL
     return slab_alloc_slow(s, gfp, nid)
+
+
+# Compare mm/failslab.c:should_failslab(); here requests that may sleep fail too.
+cdef bint should_failslab(machine* m, uint32_t gfp) noexcept nogil:
+    return not gfp & GFP_NOFAIL and should_fail(&m.faults[INJECT_SLAB])
 
 
 # ---- slow paths -------------------------------------------------------------
@@ -305,6 +315,8 @@ cdef uint64_t kmem_cache_alloc_bulk(kmem_cache* s, uint32_t gfp, uint64_t n,
     cdef uint64_t got = 0
     cdef uint64_t i
     cdef uint32_t some
+    if unlikely(s.machine.options & MACHINE_INJECT_SLAB) and should_failslab(s.machine, gfp):
+        return 0
     while got < n:
         mag = magazine_enter(s, &area)
         while got < n and (mag.top != 0 or (mag.end != 0 and refill(s, area, mag))):

@@ -23,6 +23,10 @@ cdef void add_cache(kmem_cache* s, int slot) noexcept nogil
 cdef int64_t shrink_cache(kmem_cache* s) noexcept nogil
 cdef int64_t shrink_all_caches(machine* m) noexcept nogil
 
+# Whether the fast paths may be used: not while objects are made to fail.
+# Context: not inside an area; stops every user of m for a while.
+cdef void update_fast_objects(machine* m) noexcept nogil
+
 # Forget a cache: -EBUSY, and nothing but a shrink, while objects are out; then free_cache().
 # Preconditions: nobody uses it any more.
 cdef int remove_cache(kmem_cache* s) noexcept nogil

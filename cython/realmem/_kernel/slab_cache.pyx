@@ -12,15 +12,18 @@ from realmem._kernel.slab_pages cimport (
 )
 from realmem._kernel.slab_types cimport (
     MAGAZINE_BYTES, NO_MAGAZINE, NR_MAGAZINES, area_magazine, is_slab, kmem_cache,
-    kmem_cache_node, list_to_slab, magazine, magazine_count, object_page, object_slab, slab, slab_address,
-    slab_of, slab_state,
+    kmem_cache_node, list_to_slab, magazine, magazine_count, object_page, object_slab, slab,
+    slab_address, slab_of, slab_state,
 )
 from realmem.compiler cimport spin_lock, spin_unlock
 from realmem.linux cimport (
     MADV_DONTFORK, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE,
     madvise, mmap, munmap,
 )
-from realmem.types cimport AREA_MAGAZINES, FAST_FOR_NOBODY, cpu_area, list_head, list_init, machine
+from realmem.types cimport (
+    AREA_MAGAZINES, FAST_FOR_NOBODY, INJECT_SLAB, MACHINE_INJECT_SLAB, cpu_area, list_head,
+    list_init, machine,
+)
 
 
 cdef void* zeroed(uint64_t bytes) noexcept nogil:
@@ -38,6 +41,7 @@ cdef int slab_init(machine* m) noexcept nogil:
         return -ENOMEM
     state.machine = m
     m.objects_fast = m if m.nr_nodes == 1 else <machine*>FAST_FOR_NOBODY
+    m.shrink_objects = shrink_all_caches
     state.given_bytes = (m.max_pfn << 6) + 64
     state.given = <unsigned char*>zeroed(state.given_bytes)
     if state.given == NULL:
@@ -59,6 +63,7 @@ cdef void slab_exit(machine* m) noexcept nogil:
         free_cache(s)
         s = state.caches
     m.slab = NULL
+    m.shrink_objects = NULL
     munmap(state.given, state.given_bytes)
     munmap(state, sizeof(slab_state))
 
@@ -207,6 +212,22 @@ cdef int64_t shrink_all_caches(machine* m) noexcept nogil:
         s = s.next
     spin_unlock(&state.lock)
     return discard_slabs(m, &empty)
+
+
+cdef void update_fast_objects(machine* m) noexcept nogil:
+    cdef kmem_cache* s
+    freeze_cpu_areas(m)
+    m.options &= ~<uint32_t>MACHINE_INJECT_SLAB
+    if m.faults[INJECT_SLAB].active:
+        m.options |= MACHINE_INJECT_SLAB
+    m.objects_fast = m
+    if m.nr_nodes > 1 or m.options & MACHINE_INJECT_SLAB:
+        m.objects_fast = <machine*>FAST_FOR_NOBODY
+    s = slab_of(m).caches
+    while s != NULL:
+        s.fast_for = m.objects_fast
+        s = s.next
+    thaw_cpu_areas(m)
 
 
 cdef int remove_cache(kmem_cache* s) noexcept nogil:

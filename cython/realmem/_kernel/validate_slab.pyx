@@ -90,8 +90,8 @@ cdef void validate_cache(machine* m, kmem_cache* s, uint8_t* seen,
     area = m.areas
     while area != NULL:
         mag = area_magazine(area, s.magazine_back)
-        if (not validate_objects(m, s, mag.slots, magazine_count(mag), area.mem_nid,
-                                    seen, ret)
+        if (not validate_objects(m, s, mag.slots, magazine_count(mag), area.mem_nid, seen,
+                                 ret)
                 or not validate_objects(m, s, mag.remote, mag.nr_remote, -1, seen, ret)):
             return
         area = area.next

@@ -1,0 +1,331 @@
+"""
+What an object costs: slab caches and kmalloc, by size, pattern and thread, beside mallocs.
+
+All figures are nanoseconds for one allocation and its free, with one store to the object between
+them.  The loops are compiled (``cython/realmem/_bench/objects.pyx``); rows that are compared run
+in turns within one session.
+
+Beside them stand tcmalloc, mimalloc and jemalloc where the host has them installed (Debian's
+``libtcmalloc-minimal4``, ``libmimalloc2.0``, ``libjemalloc2``).  Libraries that keep thread-local
+data need room for it when a program loads them late: ``GLIBC_TUNABLES=
+glibc.rtld.optional_static_tls=65536`` before the start makes that room.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import os
+import random
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from realmem.bench.alloc import runnable
+from realmem.bench.pin import pinned_to
+from realmem.bench.registry import Bench, Options
+from realmem.bench.results import EMULATED, UNVERIFIED, Param, PeerResult, Result
+from realmem.layout import SLAB
+
+if TYPE_CHECKING:
+    from realmem.machine import Machine
+    from realmem.node import Node
+
+SIZES = (8, 64, 192, 1024, 4096)
+BATCHES = (10, 100, 1000)
+BATCH_PATTERNS = ("lifo", "fifo", "random")
+PEERS = (
+    ("tcmalloc", ("libtcmalloc_minimal.so.4", "libtcmalloc.so.4"), "tc_"),
+    ("mimalloc", ("libmimalloc.so.2", "libmimalloc.so.3"), "mi_"),
+    ("jemalloc", ("libjemalloc.so.2",), ""),
+)
+
+
+@dataclass
+class Row:
+    """
+    One row of a session.
+
+    :ivar allocator: a compiled allocator under test.
+    :ivar label: what tells the row from the others in results.
+    :ivar ns: a sample a round.
+    """
+
+    allocator: Any
+    label: dict[str, Param]
+    ns: list[float] = field(default_factory=list)
+
+
+class Rows:
+    """
+    A session: rows measured in turns by pinned threads.
+
+    :param cpus: one host CPU for each thread.
+    :param rounds: samples a row.
+    :param seed: of the order that ``"random"`` frees in.
+    """
+
+    def __init__(self, cpus: list[int], rounds: int, seed: int) -> None:
+        from realmem._bench import objects
+
+        self.compiled = objects
+        self.cpus = cpus
+        self._session = objects.Session(len(cpus), rounds)
+        self._shuffler = random.Random(seed)
+        self.rows: list[Row] = []
+
+    def add(self, allocator: Any, pattern: str, size: int, held: int, threads: int) -> None:
+        """Add a row of about two thousand pairs a sample."""
+        shuffle = list(range(held))
+        self._shuffler.shuffle(shuffle)
+        turns = 100 if pattern == "passed" else max(1, 2000 // held)
+        self._session.add(allocator, pattern, threads, held, turns, shuffle)
+        label: dict[str, Param] = {"size": size, "pattern": pattern, "threads": threads}
+        if held > 1:
+            label["held"] = held
+        self.rows.append(Row(allocator, label))
+
+    def measure(self) -> None:
+        """
+        Run all rounds and fill in the rows' samples.
+
+        :raises MemoryError: an allocator ran out.
+        :raises OSError: a CPU is not allowed.
+        """
+        failures: list[BaseException] = []
+        ready = threading.Barrier(len(self.cpus))
+
+        def work(index: int, cpu: int) -> None:
+            try:
+                os.sched_setaffinity(0, {cpu})
+                ready.wait()
+                self._session.work(index)
+            except BaseException as why:    # handed to the caller of measure()
+                ready.abort()
+                failures.append(why)
+
+        threads = [
+            threading.Thread(target=work, args=each, name=f"objects-bench-{each[0]}")
+            for each in enumerate(self.cpus)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        real = [why for why in failures if not isinstance(why, threading.BrokenBarrierError)]
+        if real:
+            raise real[0]
+        for number, row in enumerate(self.rows):
+            row.ns = self._session.samples(number)
+
+
+def plan(threads: int, quick: bool) -> Iterator[tuple[str, int, int]]:
+    """List the (pattern, held, threads) of one size."""
+    patterns: list[tuple[str, int]] = [("same", 1)]
+    if quick:
+        patterns += [("random", 100)]
+    else:
+        patterns += itertools.product(BATCH_PATTERNS, BATCHES)
+    for pattern, held in patterns:
+        for nr in range(1, threads + 1):
+            yield pattern, held, nr
+    if threads > 1:
+        yield "passed", 1, 2
+
+
+def run(options: Options) -> Iterator[Result]:
+    """
+    Measure slab caches and kmalloc on one node.
+
+    :param options: see :class:`realmem.bench.registry.Options`.
+    :return: results, as they come.
+    """
+    from realmem.machine import Machine
+
+    with Machine(nodes=1, memory="256M" if options.quick else "512M") as machine:
+        node = machine.nodes[0]
+        rows = _rows(node, options)
+        for size in SIZES:
+            options.progress(f"objects of {size} bytes")
+            for allocator in _ours(machine, rows, size):
+                for pattern, held, threads in plan(len(rows.cpus), options.quick):
+                    rows.add(allocator, pattern, size, held, threads)
+        rows.measure()
+        for row in rows.rows:
+            yield _result(row.allocator.name, row.ns, row.label, machine)
+        options.progress("objects from Python")
+        yield from _from_python(machine, options)
+        yield from _constructed(machine, options)
+
+
+def _rows(node: Node, options: Options) -> Rows:
+    most = min(len(runnable(node)), options.threads or 2, 2)
+    return Rows(runnable(node)[:most], 20 if options.quick else 100, options.seed)
+
+
+def _ours(machine: Machine, rows: Rows, size: int) -> list[Any]:
+    cache = machine.kmem_cache_create(f"bench-{size}", size, flags=SLAB.NO_MERGE)
+    return [rows.compiled.of_cache(cache), rows.compiled.of_kmalloc(cache, size)]
+
+
+# ---- from Python ----
+
+
+def _from_python(machine: Machine, options: Options) -> Iterator[Result]:
+    cache = machine.kmem_caches["bench-64"]
+    rounds = 20 if options.quick else 100
+    figures: dict[str, list[float]] = {"cache.alloc": [], "kmalloc": [], "alloc_bulk": []}
+    with pinned_to(runnable(machine.nodes[0])[:1]):
+        for _ in range(rounds):
+            figures["cache.alloc"].append(_pair_ns(cache.alloc, cache.free))
+            figures["kmalloc"].append(_sized_pair_ns(machine.kmalloc, machine.kfree))
+            figures["alloc_bulk"].append(_bulk_ns(cache, 1000))
+    for metric, samples in figures.items():
+        yield _result(metric, samples, {"size": 64, "caller": "python"}, machine)
+
+
+def _pair_ns(alloc: Any, free: Any, turns: int = 1000) -> float:
+    start = time.perf_counter_ns()
+    for _ in itertools.repeat(None, turns):
+        free(alloc())
+    return (time.perf_counter_ns() - start) / turns
+
+
+def _sized_pair_ns(alloc: Any, free: Any, turns: int = 1000) -> float:
+    start = time.perf_counter_ns()
+    for _ in itertools.repeat(None, turns):
+        free(alloc(64))
+    return (time.perf_counter_ns() - start) / turns
+
+
+def _bulk_ns(cache: Any, n: int) -> float:
+    start = time.perf_counter_ns()
+    cache.free_bulk(cache.alloc_bulk(n))
+    return (time.perf_counter_ns() - start) / n
+
+
+# ---- constructors ----
+
+
+def _constructed(machine: Machine, options: Options) -> Iterator[Result]:
+    """Yield what a constructor spares: 1 KiB initialised once, or at each allocation."""
+    libc = ctypes.CDLL(None)
+    fill = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda at: libc.memset(at, 0x5A, 1024) and None)
+    address = ctypes.cast(fill, ctypes.c_void_p).value
+    made = machine.kmem_cache_create("bench-constructed", 1024, ctor=address)
+    plain = machine.kmem_cache_create("bench-initialised", 1024, flags=SLAB.NO_MERGE)
+    memset = libc.memset
+    memset.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t)
+
+    def initialised() -> int:
+        addr = plain.alloc()
+        memset(addr, 0x5A, 1024)
+        return addr
+
+    rounds = 10 if options.quick else 50
+    with pinned_to(runnable(machine.nodes[0])[:1]):
+        once = [_pair_ns(made.alloc, made.free, 200) for _ in range(rounds)]
+        each = [_pair_ns(initialised, plain.free, 200) for _ in range(rounds)]
+    label: dict[str, Param] = {"size": 1024, "caller": "python"}
+    yield _result("constructed once", once, label, machine)
+    yield _result("initialised each time", each, label, machine)
+
+
+# ---- beside mallocs ----
+
+
+def load(names: tuple[str, ...], prefix: str) -> tuple[int, int] | None:
+    """
+    Find an allocator's malloc and free.
+
+    :param names: of its shared library, the first that can be loaded is taken.
+    :param prefix: of the functions' names.
+    :return: their addresses, or None where it is not installed or can't be loaded this late.
+    """
+    for name in names:
+        try:
+            library = ctypes.CDLL(name)
+            found = [
+                ctypes.cast(getattr(library, prefix + verb), ctypes.c_void_p).value
+                for verb in ("malloc", "free")
+            ]
+        except (OSError, AttributeError):
+            continue
+        if found[0] and found[1]:
+            return found[0], found[1]
+    return None
+
+
+def peers(options: Options) -> Iterator[PeerResult]:
+    """
+    Measure mallocs in turns with slab caches and kmalloc.
+
+    :param options: see :class:`realmem.bench.registry.Options`.
+    :return: for each peer, row and of ours one result; one without figures where a peer is
+        missing.
+    """
+    from realmem.machine import Machine
+
+    found = {name: load(files, prefix) for name, files, prefix in PEERS}
+    for name, functions in found.items():
+        if functions is None:
+            yield PeerResult("objects", name, "kmem_cache", "ns")
+    if not any(found.values()):
+        return
+    options.progress("objects beside other allocators")
+    with Machine(nodes=1, memory="512M") as machine:
+        rows = _rows(machine.nodes[0], options)
+        for size in SIZES:
+            everybody = _ours(machine, rows, size)
+            everybody += [
+                rows.compiled.of_malloc(name, *functions, size)
+                for name, functions in found.items()
+                if functions is not None
+            ]
+            for pattern, held, threads in plan(len(rows.cpus), options.quick):
+                for allocator in everybody:
+                    rows.add(allocator, pattern, size, held, threads)
+        rows.measure()
+        yield from _compare(rows.rows)
+
+
+def _compare(rows: list[Row]) -> Iterator[PeerResult]:
+    ours: dict[str, Row] = {}
+    for row in rows:
+        if row.allocator.name in ("kmem_cache", "kmalloc"):
+            ours[row.allocator.name] = row
+            continue
+        for metric, mine in ours.items():
+            yield PeerResult(
+                "objects",
+                row.allocator.name,
+                metric,
+                "ns",
+                ours=tuple(mine.ns),
+                theirs=tuple(row.ns),
+                params=row.label,
+            )
+
+
+def _result(
+    metric: str, samples: list[float], label: dict[str, Param], machine: Machine
+) -> Result:
+    node = machine.nodes[0]
+    stamps = [EMULATED] if node.emulated else []
+    if machine.unverified:
+        stamps.append(UNVERIFIED)
+    return Result(
+        "objects",
+        metric,
+        "ns",
+        tuple(samples),
+        cpu_node=node.host_node,
+        memory_node=node.host_node,
+        params=label,
+        stamps=tuple(stamps),
+    )
+
+
+BENCH = Bench("objects", "Cost of an object: slab caches and kmalloc", run, peers)

@@ -71,6 +71,14 @@ def test_lines():
         assert format_vmallocinfo(machine._vmalloc.areas()) == machine.procfs["/proc/vmallocinfo"]
 
 
+@pytest.mark.parametrize("debug", [1, 2])
+def test_the_caller_behind_a_checking_machine(debug):
+    with Machine(nodes=1, memory="16M", window="1G", debug=debug) as machine:
+        allocate_here(machine, 1)
+        (entry,) = parse_vmallocinfo(machine.procfs["/proc/vmallocinfo"])
+        assert entry["caller"].startswith("allocate_here+0x")
+
+
 def test_meminfo():
     with Machine(nodes=1, memory="32M", window="2G") as machine:
         def lines():

@@ -322,4 +322,7 @@ cdef tuple who_calls():
         frame = sys._getframe()
     except ValueError:
         return None
+    # With the option `debug` the machine's own wrapper stands in between.
+    if frame.f_back is not None and frame.f_globals.get("__name__") == "realmem.machine":
+        frame = frame.f_back
     return frame.f_code, frame.f_lasti

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 # What callers may ask for (SLAB_FLAGS_PERMITTED).
 _PERMITTED = (
     SLAB.HWCACHE_ALIGN | SLAB.PANIC | SLAB.RECLAIM_ACCOUNT | SLAB.ACCOUNT | SLAB.TYPESAFE_BY_RCU
-    | SLAB.NO_MERGE | SLAB.CONSISTENCY_CHECKS | SLAB.RED_ZONE | SLAB.POISON | SLAB.STORE_USER
-    | SLAB.CACHE_DMA | SLAB.CACHE_DMA32
+    | SLAB.NO_MERGE | SLAB.CACHE_DMA | SLAB.CACHE_DMA32
 )
 _KMALLOC_FLAGS = {
     "": SLAB.NO_MERGE,
@@ -133,6 +132,10 @@ def _check_name(name: str, taken: Mapping[str, object]) -> None:
 def _as_flags(flags: int) -> SLAB:
     if not isinstance(flags, int) or isinstance(flags, bool):
         raise TypeError(f"flags must be SLAB flags, not {flags!r}")
+    if flags > 0 and flags & slabcalc.DEBUG_FLAGS:
+        # To take them and to check nothing would be worse.
+        raise ValueError(f"checked objects ({SLAB(flags & slabcalc.DEBUG_FLAGS)!r}) "
+                         "are not there yet")
     if flags < 0 or flags & ~int(_PERMITTED):
         raise ValueError(f"flags that no cache may ask for: {flags:#x}")
     return SLAB(flags)

@@ -70,7 +70,7 @@ for area in [big, more, *areas]:
 machine.check()
 assert maps() < 2000
 machine.close()
-print("done")
+print("done", flush=True)
 """, timeout=300)
     assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
 
@@ -170,7 +170,7 @@ del memory
 machine.vunmap(big)
 machine.vunmap(area)
 machine.check()
-print("done")
+print("done", flush=True)
 import os
 os._exit(0)
 """, timeout=200)
@@ -258,6 +258,6 @@ machine.check()
 assert machine._vmalloc.nr_pages == 0
 assert machine.hoststat["sigsegv"] > 100 and machine.hoststat["map_flush"] > 20
 assert min(counts) > 0, counts
-print("done")
+print("done", flush=True)
 """, timeout=600)
     assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr

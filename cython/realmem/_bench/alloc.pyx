@@ -8,33 +8,28 @@ from libc.math cimport NAN
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
+from realmem._bench.meeting cimport meet, now_ns
 from realmem._bench.target cimport (
     LLFREE, REALMEM, Allocator, give, take, target, touched_block,
 )
 from realmem._kernel.page_alloc cimport alloc_pages_bulk
 from realmem._kernel.page_free cimport free_pages_bulk
-from realmem.compiler cimport SEQ_CST, atomic_add_return, load32, store64
+from realmem.compiler cimport load32, store64
 from realmem.types cimport MAX_PAGE_ORDER, PAGE_SIZE, machine, page, page_address
 
 cdef extern from *:
     """
-    #include <sched.h>
     #if defined(__x86_64__)
-    #define rm_pause() __builtin_ia32_pause()
     #define rm_flush_line(p) __builtin_ia32_clflush(p)
     #define rm_flush_done() __builtin_ia32_mfence()
     #else
-    #define rm_pause() __asm__ __volatile__("" ::: "memory")
     #define rm_flush_line(p) (void)(p)      /* no cheap flush: touches may be warm */
     #define rm_flush_done() (void)0
     #endif
     """
-    void pause "rm_pause"() noexcept nogil
     void flush_line "rm_flush_line"(const void* p) noexcept nogil
     void flush_done "rm_flush_done"() noexcept nogil
-    int sched_yield() noexcept nogil
 
 cdef enum: MAX_JOBS = 256
 
@@ -120,12 +115,6 @@ cdef inline void each_page(const job* j, const uint64_t* blocks, bint touch) noe
             address += PAGE_SIZE
     if not touch:
         flush_done()
-
-
-cdef inline int64_t now_ns() noexcept nogil:
-    cdef timespec t
-    clock_gettime(CLOCK_MONOTONIC, &t)
-    return t.tv_sec * <int64_t>1000000000 + t.tv_nsec
 
 
 # What one thread saw of one round: when its phases began and ended.
@@ -323,12 +312,12 @@ cdef class Session:
         cdef span* s
         if index == 0:
             self.stopped = load32(&self.stop_asked)
-        self.meet()
+        meet(&self.arrived, self.threads)
         if self.stopped:
             return
         if index < j.threads and run_job(j, index, self.blocks[index], &self.spans[index]) < 0:
             j.failed = 1
-        self.meet()
+        meet(&self.arrived, self.threads)
         if index == 0:
             # Wall clock: from the first to start to the last to end.
             start = self.spans[0].start
@@ -343,22 +332,6 @@ cdef class Session:
             per_thread = <double>j.turns * j.held
             j.get_ns[round] = get_ns / per_thread
             j.put_ns[round] = NAN if j.pattern == PAIR else put_ns / per_thread
-
-    # Wait until every thread is here.
-    cdef void meet(self) noexcept nogil:
-        cdef int32_t ticket
-        cdef int32_t target_count
-        cdef int turns = 0
-        if self.threads == 1:
-            return
-        ticket = atomic_add_return(&self.arrived, 1, SEQ_CST)
-        target_count = ticket + (self.threads - 1) - (ticket - 1) % self.threads
-        while load32(&self.arrived) - target_count < 0:
-            turns += 1
-            if turns < 2000:
-                pause()
-            else:
-                sched_yield()
 
     def samples(self, int row):
         """

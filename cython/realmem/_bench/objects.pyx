@@ -8,26 +8,14 @@ their caller; the measuring itself runs without the GIL.
 """
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
+from realmem._bench.meeting cimport meet, now_ns, pause
 from realmem._core.slabs cimport KmemCache
 from realmem._kernel.kmalloc cimport kfree, kmalloc
 from realmem._kernel.slab cimport kmem_cache_alloc, kmem_cache_free
 from realmem._kernel.slab_types cimport kmem_cache
-from realmem.compiler cimport SEQ_CST, atomic_add_return, load32, load64, store64
+from realmem.compiler cimport load64, store64
 from realmem.types cimport GFP_KERNEL, machine
-
-cdef extern from *:
-    """
-    #include <sched.h>
-    #if defined(__x86_64__)
-    #define rm_pause() __builtin_ia32_pause()
-    #else
-    #define rm_pause() __asm__ __volatile__("" ::: "memory")
-    #endif
-    """
-    void pause "rm_pause"() noexcept nogil
-    int sched_yield() noexcept nogil
 
 ctypedef void* (*malloc_fn)(size_t size) noexcept nogil
 ctypedef void (*free_fn)(void* object) noexcept nogil
@@ -48,6 +36,7 @@ PATTERNS = {"same": SAME, "lifo": LIFO, "fifo": FIFO, "random": RANDOM, "passed"
 
 cdef enum:
     MAX_JOBS = 2048
+    MAX_HELD = 4096
     RING = 1024                 # objects on their way to the other thread
     RING_BATCH = 32
 
@@ -187,12 +176,6 @@ cdef int run_job(const job* j, int index, void** objects, ring* r, uint32_t turn
     if j.t.kind == KMALLOC:
         return run_batches(j, KMALLOC, objects, turns)
     return run_batches(j, MALLOC, objects, turns)
-
-
-cdef inline int64_t now_ns() noexcept nogil:
-    cdef timespec t
-    clock_gettime(CLOCK_MONOTONIC, &t)
-    return t.tv_sec * <int64_t>1000000000 + t.tv_nsec
 
 
 cdef struct span:
@@ -368,12 +351,12 @@ cdef class Session:
             self.passing.got = 0
         if index < j.threads and j.pattern != PASSED:
             j.failed |= run_job(j, index, self.objects[index], self.passing, 1)
-        self.meet()
+        meet(&self.arrived, self.threads)
         if index < j.threads:
             s.start = now_ns()
             j.failed |= run_job(j, index, self.objects[index], self.passing, j.turns)
             s.end = now_ns()
-        self.meet()
+        meet(&self.arrived, self.threads)
         if index == 0:
             start = self.spans[0].start
             end = self.spans[0].end
@@ -383,26 +366,8 @@ cdef class Session:
             j.ns[round] = (end - start) / (
                 <double>j.turns * (RING_BATCH if j.pattern == PASSED else j.held))
 
-    # Wait until every thread is here.
-    cdef void meet(self) noexcept nogil:
-        cdef int32_t ticket
-        cdef int32_t target_count
-        cdef int turns = 0
-        if self.threads == 1:
-            return
-        ticket = atomic_add_return(&self.arrived, 1, SEQ_CST)
-        target_count = ticket + (self.threads - 1) - (ticket - 1) % self.threads
-        while load32(&self.arrived) - target_count < 0:
-            turns += 1
-            if turns < 2000:
-                pause()
-            else:
-                sched_yield()
-
     def samples(self, int row):
         """Give a row's samples: nanoseconds of one allocation and its free, a round each."""
         if not 0 <= row < self.nr_jobs:
             raise IndexError(row)
         return [self.jobs[row].ns[i] for i in range(self.rounds)]
-
-cdef enum: MAX_HELD = 4096

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -36,13 +37,13 @@ Value = TypeVar("Value", bound="DataclassInstance")
 
 
 @dataclass(frozen=True)
-class _Figure:
+class _Figure(ABC):
     """What a result and a peer's have alike: how they become JSON and come back."""
 
     @property
+    @abstractmethod
     def summary(self) -> dict[str, float]:
         """The figures that tables show."""
-        raise NotImplementedError
 
     def to_json(self) -> dict[str, Any]:
         """Give a dict of JSON's types; ``summary`` is for readers that do no arithmetic."""

@@ -91,3 +91,19 @@ def libc_malloc():
     libc = ctypes.CDLL(None)
     return tuple(ctypes.cast(getattr(libc, name), ctypes.c_void_p).value
                  for name in ("malloc", "free"))
+
+
+def test_stop_ends_a_session_from_outside():
+    """An interrupted bench leaves no thread in loops over memory that goes away."""
+    with rm.Machine(memory="16M") as machine:
+        session = compiled.Session(2, rounds=1 << 20)
+        cache = machine.kmem_cache_create("stopped", 64)
+        for pattern, threads in (("same", 2), ("passed", 2)):
+            session.add(compiled.of_cache(cache), pattern, threads, 1, 5, [0])
+        workers = [threading.Thread(target=session.work, args=(i,)) for i in range(2)]
+        for worker in workers:
+            worker.start()
+        session.stop()
+        for worker in workers:
+            worker.join(30)
+            assert not worker.is_alive()

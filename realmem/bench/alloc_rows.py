@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import random
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from realmem.bench.pin import run_pinned
 from realmem.bench.results import Param
 from realmem.layout import GFP_KERNEL
 
@@ -116,38 +115,8 @@ class Rows:
         :raises MemoryError: an allocator ran out.
         :raises OSError: a CPU is not allowed.
         """
-        failures: list[BaseException] = []
-        ready = threading.Barrier(self.threads)
-
-        def work(index: int, cpu: int) -> None:
-            try:
-                os.sched_setaffinity(0, {cpu})
-                ready.wait()
-                self._session.work(index)
-            except BaseException as why:    # handed to the caller of measure()
-                ready.abort()
-                failures.append(why)
-
         self._session.prepare()
-        threads = [
-            threading.Thread(target=work, args=each, name=f"alloc-bench-{each[0]}")
-            for each in enumerate(self._cpus)
-        ]
-        try:
-            for thread in threads:
-                thread.start()
-        finally:
-            try:
-                for thread in threads:
-                    thread.join()
-            except BaseException:           # interrupted: the loops must end before we may
-                self._session.stop()
-                for thread in threads:
-                    thread.join()
-                raise
-        real = [why for why in failures if not isinstance(why, threading.BrokenBarrierError)]
-        if real:
-            raise real[0]
+        run_pinned(self._session, self._cpus)
         for number, row in enumerate(self.rows):
             row.get_ns, row.put_ns = self._session.samples(number)
 

@@ -15,16 +15,14 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-import os
 import random
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from realmem.bench.alloc import runnable
-from realmem.bench.pin import pinned_to
+from realmem.bench.pin import pinned_to, run_pinned
 from realmem.bench.registry import Bench, Options
 from realmem.bench.results import EMULATED, UNVERIFIED, Param, PeerResult, Result
 from realmem.layout import SLAB
@@ -94,29 +92,7 @@ class Rows:
         :raises MemoryError: an allocator ran out.
         :raises OSError: a CPU is not allowed.
         """
-        failures: list[BaseException] = []
-        ready = threading.Barrier(len(self.cpus))
-
-        def work(index: int, cpu: int) -> None:
-            try:
-                os.sched_setaffinity(0, {cpu})
-                ready.wait()
-                self._session.work(index)
-            except BaseException as why:    # handed to the caller of measure()
-                ready.abort()
-                failures.append(why)
-
-        threads = [
-            threading.Thread(target=work, args=each, name=f"objects-bench-{each[0]}")
-            for each in enumerate(self.cpus)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        real = [why for why in failures if not isinstance(why, threading.BrokenBarrierError)]
-        if real:
-            raise real[0]
+        run_pinned(self._session, self.cpus)
         for number, row in enumerate(self.rows):
             row.ns = self._session.samples(number)
 

@@ -14,7 +14,7 @@ from realmem._core.slabs cimport KmemCache
 from realmem._kernel.kmalloc cimport kfree, kmalloc
 from realmem._kernel.slab cimport kmem_cache_alloc, kmem_cache_free
 from realmem._kernel.slab_types cimport kmem_cache
-from realmem.compiler cimport load64, store64
+from realmem.compiler cimport load32, load64, store64
 from realmem.types cimport GFP_KERNEL, machine
 
 ctypedef void* (*malloc_fn)(size_t size) noexcept nogil
@@ -247,6 +247,8 @@ cdef class Session:
     cdef ring* passing
     cdef int nr_jobs, threads, rounds
     cdef int32_t arrived
+    cdef int32_t stop_asked     # by anyone; thread 0 turns it into
+    cdef int32_t stopped        # which changes only between two rows
     cdef uint32_t held
     cdef list allocators
 
@@ -323,6 +325,10 @@ cdef class Session:
         self.allocators.append(allocator)
         return self.nr_jobs - 1
 
+    def stop(self):
+        """Make every work() return soon."""
+        self.stop_asked = 1
+
     def work(self, int index):
         """
         Run every round as thread ``index``; returns when all threads have.
@@ -347,8 +353,12 @@ cdef class Session:
         cdef int64_t end
         cdef int i
         if index == 0:
+            self.stopped = load32(&self.stop_asked)
             self.passing.put = 0
             self.passing.got = 0
+        meet(&self.arrived, self.threads)
+        if self.stopped:
+            return
         if index < j.threads and j.pattern != PASSED:
             j.failed |= run_job(j, index, self.objects[index], self.passing, 1)
         meet(&self.arrived, self.threads)

@@ -24,7 +24,7 @@ __version__ = "0.1.0"
 
 # Public names that live in modules which are imported when first asked for.
 _LAZY = {
-    "KmemCache": "realmem._core.slabs",
+    "KmemCache": "realmem._core.kmem_cache",
     "Machine": "realmem.machine",
     "Node": "realmem.node",
     "NodeSpec": "realmem.node",

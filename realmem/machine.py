@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from realmem._core.faults import Guard
     from realmem._core.frames import Page, PageArray
     from realmem._core.inject import Injection
+    from realmem._core.kmem_cache import KmemCache
     from realmem._core.machine import AtomicContext
     from realmem._core.mm import Mmu
     from realmem._core.pages import PageAllocator
     from realmem._core.quicklists import Quicklists
-    from realmem._core.slabs import KmemCache
     from realmem._core.vmalloc import VmallocSpace
     from realmem.paging import Paging
     from realmem.pool import Pool

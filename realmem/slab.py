@@ -11,8 +11,8 @@ from realmem.layout import SLAB
 from realmem.slabcalc import KMALLOC_MAX_SIZE, KMALLOC_SIZES, KMALLOC_TYPES
 
 if TYPE_CHECKING:
+    from realmem._core.kmem_cache import KmemCache
     from realmem._core.pages import PageAllocator
-    from realmem._core.slabs import KmemCache
 
 # What callers may ask for (SLAB_FLAGS_PERMITTED).
 _PERMITTED = (
@@ -46,13 +46,16 @@ class SlabCaches:
 
     def _make_generic(self) -> None:
         """Make the kmalloc caches; the plain ones have their index as magazine."""
+        from realmem._core.kmem_cache import create_cache
+
         for kind, prefix in enumerate(KMALLOC_TYPES):
             flags = SLAB.KMALLOC | _KMALLOC_FLAGS[prefix]
             for index, size in list(enumerate(KMALLOC_SIZES))[1:]:
                 layout = slabcalc.geometry(
                     size, slabcalc.kmalloc_align(size), flags, nr_cpus=self._nr_cpus
                 )
-                self.core.create(
+                create_cache(
+                    self.core,
                     slabcalc.kmalloc_name(prefix, size),
                     flags,
                     layout,
@@ -90,6 +93,8 @@ class SlabCaches:
             object keeps its state.
         :raises ValueError: what Linux refuses or warns of.
         """
+        from realmem._core.kmem_cache import alias_cache, create_cache
+
         _check_name(name, self.core.caches)
         flags = _as_flags(flags)
         _check_sizes(size, align)
@@ -116,8 +121,8 @@ class SlabCaches:
                 reversed(self.core.caches.values()), size, align, flags
             )
             if existing is not None:
-                return self.core.alias(name, existing, flags, layout)
-        return self.core.create(name, flags, layout, ctor)
+                return alias_cache(self.core, name, existing, flags, layout)
+        return create_cache(self.core, name, flags, layout, ctor)
 
 
 def _check_name(name: str, taken: Mapping[str, object]) -> None:

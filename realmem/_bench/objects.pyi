@@ -1,6 +1,6 @@
 from collections.abc import Sequence
 
-from realmem._core.slabs import KmemCache
+from realmem._core.kmem_cache import KmemCache
 
 PATTERNS: dict[str, int]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from realmem._core.slabs import KmemCache
+    from realmem._core.kmem_cache import KmemCache
 
 HEADER = """\
 slabinfo - version: 2.1

@@ -19,7 +19,7 @@ from realmem.procfs.tree import TextFile
 from realmem.slabcalc import NEVER_MERGE
 
 if TYPE_CHECKING:
-    from realmem._core.slabs import KmemCache
+    from realmem._core.kmem_cache import KmemCache
 
 FOLDER = "/sys/kernel/slab"
 

@@ -10,7 +10,7 @@ from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 from realmem._bench.meeting cimport meet, now_ns, pause
-from realmem._core.slabs cimport KmemCache
+from realmem._core.kmem_cache cimport KmemCache
 from realmem._kernel.kmalloc cimport kfree, kmalloc
 from realmem._kernel.slab cimport kmem_cache_alloc, kmem_cache_free
 from realmem._kernel.slab_types cimport kmem_cache

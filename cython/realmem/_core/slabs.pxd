@@ -1,5 +1,5 @@
 # Slab caches as Python sees them.
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from realmem._core.pages cimport PageAllocator
 from realmem._kernel.slab_types cimport kmem_cache, slab_state
@@ -18,17 +18,4 @@ cdef class SlabAllocator:
     cdef void hand_out(self, const void* object) noexcept
     cdef int take_back(self, kmem_cache* s, uint64_t addr) except -1
     cdef int judge(self, kmem_cache* s, uint64_t addr) except -1
-
-cdef class KmemCache:
-    cdef SlabAllocator allocator
-    cdef kmem_cache* s              # NULL once destroyed
-    cdef readonly str name
-    cdef object python_ctor
-    cdef uint64_t c_ctor
-    cdef readonly object flags
-    cdef readonly uint32_t object_size
-
-    cdef int usable(self) except -1
-    cdef int may_clear(self) except -1
-    cdef void* grow(self, uint32_t gfp, int nid) except NULL
-    cdef int make_slab(self, uint32_t gfp, int nid) except -1
+    cdef str name_at(self, kmem_cache* s)   # the oldest of its names

@@ -3,48 +3,34 @@
 # cython: binding=False, embedsignature=True, embedsignature.format=clinic
 # cython: cdivision=True, boundscheck=False, wraparound=False, initializedcheck=False
 """
-Slab caches: the face of KmemCache.
+The slab allocator of a machine: which objects Python holds, and which it may give back.
 
 Python is told of a wrong free before anything changes.  So each object that a Python caller
 holds has its bit in slab_state.given, set and cleared here with the GIL; an address without its
 bit is judged slowly, since compiled code may have allocated it.  Compiled code, which frees by
 kmem_cache_free() itself, is checked only where a cache's debugging flags ask for it.
 """
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from realmem._core.arguments cimport as_gfp, as_int
 from realmem._core.pages cimport PageAllocator
 from realmem._kernel.kmalloc cimport is_large_kmalloc
 from realmem._kernel.page_free cimport FREE_BAD_PFN, free_check
 from realmem._kernel.percpu cimport fork_generation
 from realmem._kernel.sigsegv cimport handler
-from realmem._kernel.slab cimport (
-    kmem_cache_alloc, kmem_cache_alloc_bulk, kmem_cache_alloc_node, kmem_cache_free,
-    kmem_cache_free_bulk,
-)
-from realmem._kernel.slab_cache cimport (
-    OBJECT_FREE, OBJECT_INSIDE, OBJECT_NONE, add_cache, cache_stat, find_object, free_cache,
-    new_cache, remove_cache, shrink_cache, stat_cache, stat_cache_node,
-)
-from realmem._kernel.slab_pages cimport discard_raw_slab, new_raw_slab, publish_slab
+from realmem._kernel.slab_cache cimport OBJECT_FREE, OBJECT_INSIDE, OBJECT_NONE, find_object
 from realmem._kernel.slab_types cimport (
-    DEPOT_SLOTS, MAGAZINE_SLOTS, SLAB_CACHE_DMA, SLAB_CACHE_DMA32, SLAB_DEBUG_FLAGS,
-    SLAB_RECLAIM_ACCOUNT, is_slab, kmem_cache, object_page, object_slab, slab, slab_address,
-    slab_of,
+    is_slab, kmem_cache, object_page, object_slab, slab, slab_address, slab_of,
 )
 from realmem._kernel.validate_slab cimport (
     NO_ROOM_TO_CHECK, SLAB_VALID, slab_finding, validate_slabs,
 )
 from realmem.compiler cimport peek_int, unlikely
 from realmem.types cimport (
-    GFP_DIRECT_RECLAIM, GFP_DMA, GFP_DMA32, GFP_HIGHMEM, GFP_KERNEL, GFP_RECLAIMABLE, GFP_ZERO,
-    PAGE_SHIFT, PAGE_SIZE, machine, page,
+    GFP_DIRECT_RECLAIM, GFP_DMA32, GFP_HIGHMEM, PAGE_SHIFT, PAGE_SIZE, page,
 )
 
-from realmem.errors import AllocatorError, HostError, InvariantError, OutOfMemory
-from realmem.layout import GFP, SLAB
-
-cdef object KERNEL = GFP.KERNEL
+from realmem.errors import AllocatorError, InvariantError, OutOfMemory
+from realmem.layout import GFP
 
 # By the numbers of _kernel/validate_slab.pxd.
 MESSAGES = (
@@ -78,84 +64,6 @@ cdef class SlabAllocator:
         self.m = pages.m
         self.state = slab_of(pages.m)
         self.caches = {}
-
-    def create(self, str name, flags, geometry, ctor=None, int slot=-1, int kind=-1,
-               int index=-1):
-        """
-        Make a cache.
-
-        :param name: not taken yet.
-        :param flags: SLAB flags.
-        :param geometry: a realmem.slabcalc.Geometry.
-        :param ctor: None, a callable that is given an object's memoryview, or the address of a
-            C function ``void (*)(void *)``.
-        :param slot: its magazine's, or -1 for any.
-        :param kind: of a generic cache, its type's index; -1 for others.
-        :param index: ... its kmalloc_index().
-        :return: its handle.
-        :raises HostError: the host has no memory for the cache's structures.
-        """
-        cdef KmemCache cache = KmemCache.__new__(KmemCache)
-        cdef kmem_cache* s
-        cdef uint64_t most
-        cdef uint32_t bits = flags
-        cdef uint64_t c_ctor = 0 if ctor is None or callable(ctor) else ctor
-        self.usable()
-        s = new_cache(self.m)
-        if s == NULL:
-            raise HostError(12, f"no memory for cache {name!r}; raise the address-space limit")
-        s.flags = bits
-        s.object_size = geometry.object_size
-        s.size = geometry.size
-        s.offset = geometry.offset
-        s.inuse = geometry.inuse
-        s.align = geometry.align
-        s.red_left_pad = geometry.red_left_pad
-        s.order = geometry.order
-        s.min_order = geometry.min_order
-        s.min_partial = geometry.min_partial
-        s.gfp = ((GFP_DMA if bits & SLAB_CACHE_DMA else 0)
-                 | (GFP_DMA32 if bits & SLAB_CACHE_DMA32 else 0)
-                 | (GFP_RECLAIMABLE if bits & SLAB_RECLAIM_ACCOUNT else 0))
-        # What threads and depots keep to themselves is bounded by bytes too.
-        most = (self.m.max_pfn << PAGE_SHIFT) / s.size
-        s.capacity = <uint32_t>max(2, min(<uint64_t>MAGAZINE_SLOTS, most >> 6))
-        s.depot_max = <uint32_t>min(<uint64_t>DEPOT_SLOTS, most >> 6)
-        s.refcount = 1
-        s.python_ctor = ctor is not None and c_ctor == 0
-        s.ctor = <void (*)(void*) noexcept nogil>c_ctor
-        add_cache(s, 0 if bits & SLAB_DEBUG_FLAGS else slot)
-        if kind >= 0:
-            self.state.kmalloc[kind][index] = s
-        cache.allocator = self
-        cache.s = s
-        cache.name = name
-        cache.flags = flags
-        cache.object_size = geometry.object_size
-        cache.python_ctor = ctor if s.python_ctor else None
-        cache.c_ctor = c_ctor
-        self.caches[name] = cache
-        return cache
-
-    def alias(self, str name, KmemCache root not None, flags, geometry):
-        """
-        Give a cache one more name, and its objects room for what this name asks for.
-
-        Compare mm/slub.c:__kmem_cache_alias().
-        """
-        cdef KmemCache cache = KmemCache.__new__(KmemCache)
-        self.usable()
-        root.usable()
-        root.s.refcount += 1
-        root.s.object_size = max(root.s.object_size, <uint32_t>geometry.object_size)
-        root.s.inuse = max(root.s.inuse, <uint32_t>geometry.inuse)
-        cache.allocator = self
-        cache.s = root.s
-        cache.name = name
-        cache.flags = flags
-        cache.object_size = geometry.object_size
-        self.caches[name] = cache
-        return cache
 
     cdef int usable(self) except -1:
         return self.pages.usable()
@@ -224,12 +132,11 @@ cdef class SlabAllocator:
 
     def name_of(self, uint64_t addr):
         """Name the cache of the slab that holds an address."""
-        cdef KmemCache cache
-        cdef kmem_cache* s = object_slab(self.m, <void*>addr).cache
-        for name, cache in self.caches.items():
-            if cache.s == s:
-                return name
-        return "?"
+        return self.name_at(object_slab(self.m, <void*>addr).cache)
+
+    cdef str name_at(self, kmem_cache* s):
+        return next((name for name, cache in self.caches.items()
+                     if cache.root == <uint64_t>s), "?")
 
     def check(self):
         """
@@ -248,9 +155,7 @@ cdef class SlabAllocator:
             return
         if found.what == NO_ROOM_TO_CHECK:
             raise MemoryError("no memory to check the slab allocator with")
-        name = next((name for name, cache in self.caches.items()
-                     if (<KmemCache>cache).s == found.cache), "of no name")
-        where = "kmalloc(): " if found.cache == NULL else f"cache {name}: "
+        where = "kmalloc(): " if found.cache == NULL else f"cache {self.name_at(found.cache)}: "
         raise InvariantError(where + MESSAGES[found.what].format(
             address=found.address, expected=found.expected, found=found.found))
 
@@ -259,350 +164,3 @@ cdef class SlabAllocator:
         found = self.pages.out_of_memory(gfp, order, nid)
         return OutOfMemory(f"{what}: {found.message}", order=order, gfp=found.gfp,
                            node=found.node, report=found._report)
-
-
-cdef class KmemCache:
-    """
-    A cache of objects of one size.
-
-    :ivar name: unique in its machine.
-    :ivar object_size: bytes of an object, as asked for.
-    :ivar flags: SLAB flags.
-    """
-
-    def __init__(self):
-        raise TypeError("a KmemCache comes from a machine: kmem_cache_create()")
-
-    cdef int usable(self) except -1:
-        self.allocator.usable()
-        if unlikely(self.s == NULL):
-            raise ValueError(f"cache {self.name!r} is destroyed")
-        return 0
-
-    # ---- objects ----
-
-    def alloc(self, gfp=KERNEL, node=None):
-        """
-        Allocate an object.
-
-        Compare mm/slub.c:kmem_cache_alloc(), kmem_cache_alloc_node().
-
-        :param gfp: what the caller allows; with GFP.ZERO the object is cleared.
-        :param node: node id to take it from; None means the calling CPU's node.
-        :return: kernel logical address.
-        :raises OutOfMemory: there is no free object and no page for a slab.
-        :raises ValueError: flags that slabs refuse, or an unknown node.
-        :raises AtomicContextError: gfp may sleep, and the thread is in atomic_context().
-        """
-        cdef uint32_t flags = GFP_KERNEL if gfp is KERNEL else as_gfp(gfp)
-        cdef int nid = -1 if node is None else self.allocator.pages.as_nid(node)
-        cdef void* object
-        if unlikely(self.s == NULL):
-            self.usable()
-        self.allocator.may_alloc(flags)
-        if unlikely(flags & GFP_ZERO):
-            self.may_clear()
-        if nid < 0:
-            object = kmem_cache_alloc(self.s, flags)
-        else:
-            object = kmem_cache_alloc_node(self.s, flags, nid)
-        if unlikely(object == NULL):
-            object = self.grow(flags, nid)
-        self.allocator.hand_out(object)
-        return <uint64_t>object
-
-    cdef int may_clear(self) except -1:
-        if self.s.ctor != NULL or self.s.python_ctor:
-            raise ValueError(
-                f"cache {self.name!r} has a constructor: its objects can't be cleared")
-        return 0
-
-    # An object where the kernel side had none to give: it makes no slab for Python to construct.
-    cdef void* grow(self, uint32_t gfp, int nid) except NULL:
-        cdef kmem_cache* s = self.s
-        cdef void* object = NULL
-        while object == NULL and s.python_ctor:
-            self.make_slab(gfp, nid)
-            object = kmem_cache_alloc_node(s, gfp, nid)
-        if object == NULL:
-            raise self.allocator.out_of_memory(f"cache {self.name}", gfp, nid, s.min_order)
-        return object
-
-    # A slab whose objects a Python callable constructs.
-    cdef int make_slab(self, uint32_t gfp, int nid) except -1:
-        cdef kmem_cache* s = self.s
-        cdef machine* m = self.allocator.m
-        cdef slab* sl = new_raw_slab(s, gfp, nid)
-        cdef uint64_t at
-        if sl == NULL:
-            raise self.allocator.out_of_memory(f"cache {self.name}", gfp, nid, s.min_order)
-        try:
-            at = <uint64_t>slab_address(m, sl) + s.red_left_pad
-            for _ in range(sl.objects):
-                self.python_ctor(self.allocator.pages.view(at, s.object_size))
-                at += s.size
-            self.usable()           # the constructor may have closed the machine
-        except BaseException:
-            if self.allocator.pages.m != NULL:
-                discard_raw_slab(m, sl)
-            raise
-        publish_slab(s, sl, 0)
-        return 0
-
-    def free(self, addr):
-        """
-        Give an object back.
-
-        Compare mm/slub.c:kmem_cache_free().
-
-        :raises AllocatorError: not an object of this cache, or free already; nothing is changed.
-        """
-        cdef uint64_t at = <uint64_t>as_int(addr, "addr")
-        if unlikely(self.s == NULL or self.allocator.pages.m == NULL
-                    or self.allocator.pages.generation != fork_generation
-                    or peek_int(&handler.nr_pending) != 0):
-            self.usable()
-        self.allocator.take_back(self.s, at)
-        kmem_cache_free(self.s, <void*>at)
-
-    def alloc_bulk(self, n, gfp=KERNEL):
-        """
-        Allocate n objects at once, or none.
-
-        Compare mm/slub.c:kmem_cache_alloc_bulk().  Errors as for alloc().
-
-        :return: their addresses, a NumPy uint64 array.
-        """
-        import numpy
-
-        cdef int64_t wanted = as_int(n, "n")
-        cdef uint32_t flags = GFP_KERNEL if gfp is KERNEL else as_gfp(gfp)
-        cdef uint64_t[::1] addrs
-        cdef kmem_cache* s
-        cdef Py_ssize_t i
-        cdef uint64_t bit
-        cdef uint64_t base
-        cdef uint8_t* given
-        self.usable()
-        self.allocator.may_alloc(flags)
-        s = self.s
-        if wanted < 0:
-            raise ValueError(f"n is negative: {n}")
-        if <uint64_t>wanted > (self.allocator.m.max_pfn << PAGE_SHIFT) / s.size:
-            raise self.allocator.out_of_memory(f"cache {self.name}", flags, -1, s.min_order)
-        array = numpy.empty(wanted, dtype=numpy.uint64)
-        if wanted == 0:
-            return array
-        addrs = array
-        self.usable()               # again: Python code ran
-        if flags & GFP_ZERO:
-            self.may_clear()
-        if s.python_ctor:
-            self.alloc_each(addrs, flags)
-        elif kmem_cache_alloc_bulk(s, flags, wanted, <void**>&addrs[0]) == 0:
-            raise self.allocator.out_of_memory(f"cache {self.name}", flags, -1, s.min_order)
-        base = self.allocator.m.direct_map
-        given = self.allocator.state.given
-        for i in range(wanted):
-            bit = (addrs[i] - base) >> 3
-            given[bit >> 3] |= <uint8_t>(1 << (bit & 7))
-        return array
-
-    def alloc_each(self, uint64_t[::1] addrs, uint32_t gfp):
-        """Fill an array with objects, one by one: constructors may have to run in between."""
-        cdef Py_ssize_t i = 0
-        cdef void* object
-        try:
-            while i < addrs.shape[0]:
-                object = kmem_cache_alloc(self.s, gfp)
-                addrs[i] = <uint64_t>(object if object != NULL else self.grow(gfp, -1))
-                i += 1
-        except BaseException:
-            if self.allocator.pages.m != NULL and self.s != NULL and i:
-                kmem_cache_free_bulk(self.s, i, <void**>&addrs[0])
-            raise
-
-    def free_bulk(self, addrs):
-        """
-        Give objects back at once.
-
-        :param addrs: any sequence of addresses, or an array of them.
-        :raises AllocatorError: one of them is not a live object of this cache, or stands there
-            twice; then none is freed.
-        """
-        import numpy
-
-        cdef const uint64_t[::1] array
-        cdef kmem_cache* s
-        cdef Py_ssize_t i = 0
-        cdef Py_ssize_t n
-        cdef int judged = 0
-        self.usable()
-        found = numpy.ascontiguousarray(addrs)
-        if found.dtype != numpy.uint64:
-            found = numpy.array([<uint64_t>as_int(int(one), "addr") for one in found],
-                                dtype=numpy.uint64)
-        if found.ndim != 1:
-            raise ValueError("addrs must have one dimension")
-        if found.size == 0:
-            return
-        array = found
-        n = array.shape[0]
-        self.usable()               # again: Python code ran
-        s = self.s
-        try:
-            while i < n:
-                judged |= self.allocator.take_back(s, array[i])
-                i += 1
-            # The second time in a row that Python held no such object tells nothing.
-            if judged and numpy.unique(found).size != n:
-                raise AllocatorError("double free: an object stands twice in the sequence")
-        except BaseException:
-            while i > 0:
-                i -= 1
-                self.allocator.hand_out(<void*>array[i])
-            raise
-        kmem_cache_free_bulk(s, n, <void**>&array[0])
-
-    # ---- the cache ----
-
-    def shrink(self):
-        """
-        Call in the objects that threads keep at hand, and give every empty slab back.
-
-        Compare mm/slab_common.c:kmem_cache_shrink().
-        """
-        self.usable()
-        shrink_cache(self.s)
-
-    def destroy(self):
-        """
-        Forget the cache.
-
-        Compare mm/slab_common.c:kmem_cache_destroy(): of a merged cache only the name goes, as
-        long as others use it.
-
-        :raises AllocatorError: objects are still out; the cache goes on working.
-        """
-        cdef kmem_cache* s
-        cdef cache_stat found
-        self.usable()
-        s = self.s
-        if self.flags & SLAB.KMALLOC:
-            raise AllocatorError(f"cache {self.name!r} is kmalloc()'s: it can't be destroyed")
-        if s.refcount == 1:
-            if remove_cache(s) != 0:
-                stat_cache(s, &found)
-                raise AllocatorError(
-                    f"kmem_cache_destroy {self.name}: slab cache still has "
-                    f"{found.active_objs} objects")
-            free_cache(s)
-        else:
-            s.refcount -= 1
-        self.s = NULL
-        del self.allocator.caches[self.name]
-
-    # ---- looking ----
-
-    @property
-    def size(self):
-        """Bytes from one object to the next."""
-        self.usable()
-        return self.s.size
-
-    @property
-    def align(self):
-        """What each object's address is a multiple of."""
-        self.usable()
-        return self.s.align
-
-    @property
-    def order(self):
-        """Order of a slab."""
-        self.usable()
-        return self.s.order
-
-    @property
-    def objs_per_slab(self):
-        """Objects in a slab of that order."""
-        self.usable()
-        return (<uint64_t>4096 << self.s.order) / self.s.size
-
-    @property
-    def min_partial(self):
-        """Slabs with free objects below which a node keeps an empty one; can be set."""
-        self.usable()
-        return self.s.min_partial
-
-    @min_partial.setter
-    def min_partial(self, wanted):
-        cdef int64_t value = as_int(wanted, "min_partial")
-        self.usable()
-        if not 0 <= value < 1 << 31:
-            raise ValueError(f"min_partial {wanted} is not within 0 and {(1 << 31) - 1}")
-        self.s.min_partial = <uint32_t>value
-
-    @property
-    def capacity(self):
-        """Objects that a thread keeps at hand, at most; Linux's sheaf_capacity."""
-        self.usable()
-        return self.s.capacity
-
-    @property
-    def constructor(self):
-        """What is run for each new object: a callable, the address of a C function, or None."""
-        self.usable()
-        return self.python_ctor if self.s.python_ctor else self.c_ctor or None
-
-    @property
-    def mergeable(self):
-        """Whether it may serve other names: it has no constructor and is not kmalloc()'s."""
-        self.usable()
-        return not (self.s.ctor != NULL or self.s.python_ctor or self.flags & SLAB.KMALLOC)
-
-    @property
-    def root(self):
-        """What tells merged caches from others: the same for all names of one."""
-        self.usable()
-        return <uint64_t>self.s
-
-    def stat(self, nid=None):
-        """
-        Count objects and slabs.
-
-        :param nid: of one node; None means of all.
-        :return: dict of active_objs, num_objs, num_slabs, nr_partial (slabs that have free
-            objects), partial_objs (objects in use in those).
-        """
-        cdef cache_stat found
-        self.usable()
-        if nid is None:
-            stat_cache(self.s, &found)
-        else:
-            stat_cache_node(self.s, max(0, self.allocator.pages.as_nid(nid)), &found)
-        return {"active_objs": found.active_objs, "num_objs": found.num_objs,
-                "num_slabs": found.num_slabs, "nr_partial": found.nr_partial,
-                "partial_objs": found.partial_objs}
-
-    @property
-    def active_objs(self):
-        """Objects in use, those that threads keep at hand included."""
-        return self.stat()["active_objs"]
-
-    @property
-    def num_objs(self):
-        """Objects in all slabs."""
-        return self.stat()["num_objs"]
-
-    @property
-    def active_slabs(self):
-        """Slabs; Linux counts all of them as active."""
-        return self.stat()["num_slabs"]
-
-    @property
-    def num_slabs(self):
-        """Slabs."""
-        return self.stat()["num_slabs"]
-
-    def __repr__(self):
-        return f"<realmem.KmemCache {self.name!r} of {self.object_size} bytes>"

@@ -1,7 +1,7 @@
 # Slab caches: allocating and freeing objects.  Signal-safe.
 # Mirrors mm/slub.c (Linux 6.18), with magazines in place of its per-CPU arrays.
 #
-# A compiled user cimports these; see realmem/_core/slabs.pyx for how caches are made.
+# A compiled user cimports these; see realmem/_core/kmem_cache.pyx for how caches are made.
 from libc.stdint cimport uint32_t, uint64_t
 
 from realmem._kernel.slab_types cimport kmem_cache

@@ -1,0 +1,19 @@
+# A slab cache as Python sees it.
+from libc.stdint cimport uint32_t, uint64_t
+
+from realmem._core.slabs cimport SlabAllocator
+from realmem._kernel.slab_types cimport kmem_cache
+
+cdef class KmemCache:
+    cdef SlabAllocator allocator
+    cdef kmem_cache* s              # NULL once destroyed
+    cdef readonly str name
+    cdef object python_ctor
+    cdef uint64_t c_ctor
+    cdef readonly object flags
+    cdef readonly uint32_t object_size
+
+    cdef int usable(self) except -1
+    cdef int may_clear(self) except -1
+    cdef void* grow(self, uint32_t gfp, int nid) except NULL
+    cdef int make_slab(self, uint32_t gfp, int nid) except -1

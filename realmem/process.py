@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from realmem._core import faults
 from realmem._core.mm import reap
+from realmem._core.own_caches import shrink_process_caches
 from realmem.arguments import as_address, as_int, as_str
 from realmem.errors import SegmentationFault
 from realmem.layout import PAGE_SIZE
@@ -330,7 +331,11 @@ class ProcessTable:
         reap()
         with self._exited:
             self._check_open()
-            mm = MemoryMap.new(mmu, self._next_pid, node, self._paging.window)
+            try:
+                mm = MemoryMap.new(mmu, self._next_pid, node, self._paging.window)
+            except BaseException:
+                self._tidy()
+                raise
             return self._add(name, None, node, uid, mm)
 
     def fork(self, parent: Process, name: str) -> Process:
@@ -369,7 +374,13 @@ class ProcessTable:
             process._children = {}
             self._exited.notify_all()       # who waits sees it when the lock is given up
             process.mm.close(self.live)
+            self._tidy()
         reap()
+
+    def _tidy(self) -> None:
+        """Leave no slabs behind when the last process has gone."""
+        if not self.live:
+            shrink_process_caches(self._core)
 
     def wait(self, parent: Process, pid: int) -> tuple[int, int]:
         """Wait until a child has exited."""

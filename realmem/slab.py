@@ -25,6 +25,17 @@ _KMALLOC_FLAGS = {
     "rcl-": SLAB.RECLAIM_ACCOUNT,
     "cg-": SLAB.ACCOUNT,
 }
+# Flags and alignment of what realmem's own objects live in: Linux's, on x86-64.
+_DEDICATED = {
+    "task_struct": (SLAB.PANIC | SLAB.ACCOUNT, 64),
+    "mm_struct": (SLAB.HWCACHE_ALIGN | SLAB.PANIC | SLAB.ACCOUNT, 0),
+    "vm_area_struct": (
+        SLAB.HWCACHE_ALIGN | SLAB.PANIC | SLAB.ACCOUNT | SLAB.TYPESAFE_BY_RCU, 0
+    ),
+    "vmap_area": (SLAB.PANIC, 0),
+    "anon_vma": (SLAB.TYPESAFE_BY_RCU | SLAB.PANIC | SLAB.ACCOUNT, 0),
+    "anon_vma_chain": (SLAB.PANIC | SLAB.ACCOUNT, 0),
+}
 
 
 class SlabCaches:
@@ -43,6 +54,7 @@ class SlabCaches:
         self.kmalloc = Kmalloc(self.core)
         self._nr_cpus = nr_cpus
         self._make_generic()
+        self._make_dedicated()
 
     def _make_generic(self) -> None:
         """Make the kmalloc caches; the plain ones have their index as magazine."""
@@ -63,6 +75,24 @@ class SlabCaches:
                     kind=kind,
                     index=index,
                 )
+
+    def _make_dedicated(self) -> None:
+        """Make the caches of realmem's own kernel-side objects, none of them merged."""
+        from realmem._core import own_caches as own
+        from realmem._core.kmem_cache import create_cache
+
+        for which, name in own.NAMES.items():
+            flags, align = _DEDICATED[name]
+            ctor = own.CONSTRUCTORS.get(which)
+            layout = slabcalc.geometry(
+                own.SIZES[which],
+                align,
+                flags,
+                nr_cpus=self._nr_cpus,
+                ctor=ctor is not None,
+                freeptr_offset=own.FREE_POINTERS.get(which),
+            )
+            own.use(create_cache(self.core, name, flags, layout, ctor), which)
 
     @property
     def by_name(self) -> Mapping[str, KmemCache]:

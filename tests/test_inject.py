@@ -175,15 +175,16 @@ def live_and_die(machine: rm.Machine) -> bool:
 def test_every_allocation_of_a_process_in_turn():
     """Whichever attempt fails, all that was taken is given back."""
     nth = 0
-    finished = False
-    while not finished:
+    failed = True
+    while failed:
         nth += 1
         with rm.Machine(nodes=1, memory="32M", window="1G") as machine:
             zone = machine.nodes[0].zones[-1]
             before = zone.free_pages
             with machine.inject("page_alloc", nth=nth) as point:
                 finished = live_and_die(machine)
-            assert finished == (point.failures == 0)
+            failed = point.failures != 0
+            assert finished or failed       # a slab may do with a smaller block
             between = zone.free_pages
             assert live_and_die(machine)
             # What the first process sets up for all stays: it is there once, or not at all.

@@ -67,7 +67,8 @@ def frames(process, addr: int = BASE) -> list[int]:
 
 
 def free_pages(machine) -> int:
-    return sum(
+    """Count what is free, or in slabs: processes' own structures are not this file's matter."""
+    return machine.vmstat["nr_slab_unreclaimable"] + sum(
         zone.free_pages + sum(entry["count"] for entry in machine._allocator.pcp_stat(zone.index))
         for node in machine.nodes for zone in node.zones)
 

@@ -26,10 +26,10 @@ def machine():
         free = sum(node.free_pages for node in machine.nodes)
         yield machine
         machine.check()
+        machine.vm_unmap_aliases()
         machine.drain_all_pages()
         assert sum(node.free_pages for node in machine.nodes) == free
         assert machine._vmalloc.nr_pages == 0
-        machine.vm_unmap_aliases()
         assert machine.procfs["/proc/vmallocinfo"] == ""
 
 

@@ -11,6 +11,7 @@ cdef class KmemCache:
     cdef object python_ctor
     cdef uint64_t c_ctor
     cdef readonly object flags
+    cdef bint kept                  # realmem's own objects live in it
     cdef readonly uint32_t object_size
 
     cdef int usable(self) except -1

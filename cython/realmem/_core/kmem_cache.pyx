@@ -344,6 +344,8 @@ cdef class KmemCache:
         s = self.s
         if self.flags & SLAB.KMALLOC:
             raise AllocatorError(f"cache {self.name!r} is kmalloc()'s: it can't be destroyed")
+        if self.kept:
+            raise AllocatorError(f"cache {self.name!r} is realmem's own: it can't be destroyed")
         if s.refcount == 1:
             if remove_cache(s) != 0:
                 stat_cache(s, &found)

@@ -9,9 +9,9 @@ from libc.stdlib cimport calloc, free
 
 from realmem._core.faults cimport check_owner, forget, out_of_memory, register
 from realmem._core.machine cimport MachineCore
-from realmem._kernel.mm_finding cimport MM_VALID, mm_finding
+from realmem._kernel.mm_finding cimport MM_OBJECTS, MM_VALID, mm_finding
 from realmem._kernel.mm_types cimport (
-    FAULT_ACCERR, FAULT_HOST, FAULT_MAPERR, FAULT_OOM, mm_struct, vma_slot,
+    FAULT_ACCERR, FAULT_HOST, FAULT_MAPERR, FAULT_OOM, mm_core, mm_struct, vm_area_struct,
 )
 from realmem._kernel.mmap cimport (
     mm_access, mm_exit, mm_find_pfn, mm_flush, mm_fork, mm_splice, mm_touch, mm_walk,
@@ -22,6 +22,7 @@ from realmem._kernel.validate_mm cimport validate_mms
 from realmem._kernel.window cimport mm_create, window_reap, windows
 from realmem.types cimport PAGE_SHIFT
 
+from realmem._core.own_caches import NAMES
 from realmem.errors import (
     AtomicContextError, HostError, InvariantError, OutOfMemory, SegmentationFault,
 )
@@ -50,6 +51,8 @@ MESSAGES = (
     "vmalloc: entry {found:#x} of {where:#x} maps a frame that is not the area's",
     "vmalloc: {found} entries, the areas have {expected}",
     "{found} frames say that they are vmalloc's, the areas have {expected}",
+    "{where}: {found} objects are in use, there is use for {expected}",
+    "address {where:#x}: the VMA differs from what is published of it",
 )
 
 
@@ -123,8 +126,9 @@ cdef class Mmu:
             free(mms)
             free(counts)
         if found.what != MM_VALID:
+            where = NAMES[found.where] if found.what == MM_OBJECTS else found.where
             words = MESSAGES[found.what].format(
-                where=found.where, expected=found.expected, found=found.found)
+                where=where, expected=found.expected, found=found.found)
             raise InvariantError(f"pid {found.pid}: {words}" if found.pid else words)
 
 
@@ -146,7 +150,7 @@ cdef class AddressSpace:
     :param nid: node that software accesses allocate from; -1 is the calling CPU's.
     :param length: bytes of host address space, a power of two from 1 GiB; halved while the host
         refuses.
-    :raises OutOfMemory: no frame for the page directory.
+    :raises OutOfMemory: no memory for it and its page directory.
     :raises HostError: not even 1 GiB of host address space.
     """
 
@@ -167,7 +171,8 @@ cdef class AddressSpace:
         self.mm = mm_create(&mmu.u, pid, nid, &length, &error)
         if self.mm == NULL:
             if error == ENOMEM:
-                raise OutOfMemory("no frame for a page directory", gfp=GFP.KERNEL)
+                raise OutOfMemory("no memory for a process and its page directory",
+                                  gfp=GFP.KERNEL)
             raise HostError(ENOMEM, "the host has no address space left; see ulimit -v")
         self.id = self.mm.id
         register(self.id, mmu.core.owner)
@@ -223,20 +228,21 @@ cdef class AddressSpace:
         :param added: new VMAs, sorted.
         :param start: with ``end``, the range to zap.
         :param end: one past it.
-        :raises OSError: ENOMEM, more VMAs than the index holds; nothing changed.
+        :raises OSError: ENOMEM, more VMAs than the index holds, or no memory for them; nothing
+            changed.
         """
         cdef int64_t i, n = len(added)
         cdef int rc
         cdef list new_starts
-        cdef vma_slot* slots = <vma_slot*>calloc(n + 1, sizeof(vma_slot))
+        cdef vm_area_struct* slots = <vm_area_struct*>calloc(n + 1, sizeof(vm_area_struct))
         try:
             if slots == NULL:
                 raise MemoryError
             new_starts = [vma.start for vma in added]
             for i in range(n):
-                slots[i].start = added[i].start
-                slots[i].end = added[i].end
-                slots[i].flags = added[i].vm_flags_word
+                slots[i].vm_start = added[i].start
+                slots[i].vm_end = added[i].end
+                slots[i].vm_flags = added[i].vm_flags_word
             with nogil:
                 rc = mm_splice(self.mm, self.id, at, removed, slots, n, start, end)
             if rc == 0:
@@ -407,8 +413,10 @@ cdef class AddressSpace:
     @property
     def counters(self):
         """(rss pages, minor faults, major faults, host VMAs)."""
+        cdef mm_core* core
         self.alive()
-        return self.mm.anon_rss, self.mm.min_flt, self.mm.maj_flt, self.mm.host_edges + 1
+        core = self.mm.core
+        return core.anon_rss, core.owner.min_flt, core.owner.maj_flt, self.mm.host_edges + 1
 
 
 @cython.no_gc_clear              # what its release needs must still be there

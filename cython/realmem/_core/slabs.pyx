@@ -13,6 +13,7 @@ kmem_cache_free() itself, is checked only where a cache's debugging flags ask fo
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from realmem._core.pages cimport PageAllocator
+from realmem._kernel.kernel_caches cimport is_dedicated
 from realmem._kernel.kmalloc cimport is_large_kmalloc
 from realmem._kernel.page_free cimport FREE_BAD_PFN, free_check
 from realmem._kernel.percpu cimport fork_generation
@@ -128,6 +129,9 @@ cdef class SlabAllocator:
             raise AllocatorError(f"double free: object {addr:#x} of cache {name!r} is free")
         if s != NULL and owner != s:
             raise AllocatorError(f"wrong slab cache: object {addr:#x} is of cache {name!r}")
+        if is_dedicated(owner) and owner.refcount == 1:
+            raise AllocatorError(
+                f"bad pointer: object {addr:#x} of cache {name!r} is realmem's own")
         return 1                    # compiled code allocated it
 
     def name_of(self, uint64_t addr):

@@ -15,15 +15,16 @@ from realmem._core.pages cimport PageAllocator
 from realmem._kernel.mm_types cimport VM_UNINITIALIZED, VMALLOC_MAX_SHIFT
 from realmem._kernel.percpu cimport get_cpu_area
 from realmem._kernel.vmap cimport (
-    VMAP_OK, vmap_covers, vmap_exit, vmap_info, vmap_init, vmap_lazy_info, vmap_next_info,
-    vmap_to_pfn,
+    VMAP_NO_PAGES, VMAP_OK, vmap_covers, vmap_exit, vmap_info, vmap_init,
+    vmap_lazy_info, vmap_next_info, vmap_to_pfn,
 )
 from realmem._kernel.window cimport window_reap
 from realmem.compiler cimport unlikely
 from realmem.types cimport PAGE_SIZE
 
 from realmem._core.faults import Guard
-from realmem.errors import AtomicContextError, HostError
+from realmem.errors import AtomicContextError, HostError, OutOfMemory
+from realmem.layout import GFP
 
 
 @cython.no_gc_clear
@@ -168,6 +169,7 @@ cdef class VmapSpace:
     cdef int open(self) except -1:
         cdef Mmu mmu
         cdef uint64_t length
+        cdef int rc
         start = self.paging()
         if start is None:
             raise ValueError("this machine is gone")
@@ -178,7 +180,11 @@ cdef class VmapSpace:
         if self.mmu is not None:
             return 0                # another thread was faster
         length = min(window, <uint64_t>1 << VMALLOC_MAX_SHIFT)
-        if vmap_init(&self.space, &mmu.u, &length) != VMAP_OK:
+        rc = vmap_init(&self.space, &mmu.u, &length)
+        if rc == VMAP_NO_PAGES:
+            window_reap()
+            raise OutOfMemory("no memory to describe the vmalloc area", gfp=GFP.KERNEL)
+        if rc != VMAP_OK:
             raise HostError(ENOMEM, "no 1 GiB of host address space for the vmalloc area; see "
                                     "ulimit -v")
         self.base = self.space.mm.host_base

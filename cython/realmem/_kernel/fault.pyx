@@ -67,7 +67,7 @@ cdef int handle_mm_fault_locked(mm_struct* mm, uint64_t addr, int access,
     else:
         return refill(mm, addr, pte, access, hardware)
     if likely(rc == FAULT_OK or rc == FAULT_HOST):
-        mm.min_flt += 1
+        mm.core.owner.min_flt += 1
         count_vm_event(mm.mmu.m, PGFAULT, 1)
     return rc
 
@@ -100,8 +100,8 @@ cdef int vmalloc_fault(mm_struct* mm, uint64_t addr, int access) noexcept nogil:
 # Mirrors: arch/x86/mm/fault.c:access_error(); PROT_WRITE or PROT_EXEC alone is readable.
 cdef inline bint access_ok(const vma_slot* vma, int access) noexcept nogil:
     if access == FAULT_WRITE:
-        return vma.flags & VM_WRITE != 0
-    return vma.flags & VM_ACCESS != 0
+        return vma.vma.vm_flags & VM_WRITE != 0
+    return vma.vma.vm_flags & VM_ACCESS != 0
 
 
 # The entry allows the access already: another thread was faster, or it is a TLB miss.
@@ -130,7 +130,7 @@ cdef inline uint64_t make_entry(const vma_slot* vma, uint64_t pfn, bint write) n
     cdef uint64_t entry = (pfn << PAGE_SHIFT) | PTE_PRESENT | PTE_USER | PTE_ACCESSED
     if write:
         entry |= PTE_RW | PTE_DIRTY
-    if not vma.flags & VM_EXEC:
+    if not vma.vma.vm_flags & VM_EXEC:
         entry |= <uint64_t>PTE_NX
     return entry
 
@@ -145,7 +145,7 @@ cdef int do_anonymous_page(mm_struct* mm, const vma_slot* vma, uint64_t addr, ui
     p = anon_page(mm, addr, GFP_HIGHUSER_MOVABLE | GFP_ZERO, hardware)
     if p == NULL:
         return FAULT_OOM
-    mm.anon_rss += 1
+    mm.core.anon_rss += 1
     return install(mm, addr, pte, make_entry(vma, page_to_pfn(mm.mmu.m, p), True),
                    HOST_WRITE if hardware else HOST_NONE)
 
@@ -153,7 +153,7 @@ cdef int do_anonymous_page(mm_struct* mm, const vma_slot* vma, uint64_t addr, ui
 # A frame for addr, mapped once, exclusive.  A raw fault takes it from the node of the CPU
 # that it happens on, a software access from where the process is said to run.
 cdef page* anon_page(mm_struct* mm, uint64_t addr, uint32_t gfp, bint hardware) noexcept nogil:
-    cdef page* p = alloc_pages_node(mm.mmu.m, -1 if hardware else mm.nid, gfp, 0)
+    cdef page* p = alloc_pages_node(mm.mmu.m, -1 if hardware else mm.core.owner.nid, gfp, 0)
     if likely(p != NULL):
         p.index = addr >> PAGE_SHIFT
         p.flags |= ANON_FLAGS
@@ -187,7 +187,7 @@ cdef int do_wp_page(mm_struct* mm, uint64_t addr, uint64_t* pte, bint hardware) 
         PTE_ACCESSED | PTE_DIRTY) | (entry & <uint64_t>PTE_NX)
     rc = install(mm, addr, pte, entry, host)
     if zero:
-        mm.anon_rss += 1
+        mm.core.anon_rss += 1
     else:
         page_remove_rmap(mm.mmu, old)
     return rc

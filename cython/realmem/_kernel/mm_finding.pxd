@@ -22,6 +22,8 @@ cdef enum:
     MM_VMAP_FRAME = 16          # vmalloc: an entry to a frame that is free, or not the area's
     MM_VMAP_STRAY = 17          # vmalloc: entries in no area
     MM_LOST_FRAME = 18          # frames that say they are vmalloc's, and are in no area
+    MM_OBJECTS = 19             # objects of a slab cache (`where`) in use, and in use by nobody
+    MM_VMA_OBJECT = 20          # a VMA and the slot that publishes it differ
 
 cdef struct mm_finding:
     int what

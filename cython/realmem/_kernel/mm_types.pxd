@@ -67,12 +67,19 @@ cdef enum:
     FAULT_OOM = 3
     FAULT_HOST = 4              # the host refuses the mapping
 
-# One published VMA: what a fault needs to know of it.
+# One VMA.  Guarded by its mm.lock.
+cdef struct vm_area_struct:
+    uint64_t vm_start
+    uint64_t vm_end
+    uint64_t vm_flags           # VM_*
+    mm_struct* vm_mm
+    vm_area_struct* vm_next     # on its way in; the free pointer stands here too
+
+# One published VMA: where it lies, so that a search stays in one array.
 cdef struct vma_slot:
     uint64_t start
     uint64_t end
-    uint64_t flags              # VM_*
-    uint64_t policy             # of no use yet: node choice is the CPU's
+    vm_area_struct* vma
 
 # The published VMAs of an address space, sorted by start, in a reservation of its own.
 cdef struct vma_index:
@@ -98,7 +105,7 @@ cdef struct vmap_area:
     uint64_t largest            # bytes of the largest range in this subtree
     vmap_area* left
     vmap_area* right
-    vmap_area* next             # on the list of those freed lately, or of unused descriptors
+    vmap_area* next             # on the list of those freed lately, or of those to be used
 
 # A machine's vmalloc area.  Its pages are mapped by the kernel half of the page tables, its
 # window is that of an address space without a process (Linux: init_mm).
@@ -113,8 +120,7 @@ cdef struct vmap_space:
     int64_t lazy_max            # a purge is due above it
     int64_t nr_pages            # frames of VM_ALLOC areas
     int64_t nr_purges
-    vmap_area* spare            # unused descriptors
-    uint64_t* chunks            # where descriptors stand: linked by their first words
+    vmap_area* spare            # descriptors, while an area is made
     uint64_t seed
 
 # A machine's part in paging: made with its first process.
@@ -136,21 +142,51 @@ cdef enum:
     MM_LIVE = 1
     MM_DEAD = 2                 # exited; its window is kept while views of it live
 
+# A process, as far as faults are concerned.  Guarded by its mm.lock.
+cdef struct task_struct:
+    int32_t pid
+    int32_t nid                 # where its software accesses come from; -1: the calling CPU
+    mm_struct* mm
+    int64_t min_flt
+    int64_t maj_flt
+
+# What an address space has while it lives.  Guarded by mm.lock.
+cdef struct mm_core:
+    uint64_t pgd_pfn
+    int64_t nr_ptes             # page-table pages below the PGD
+    int64_t anon_rss            # pages
+    task_struct* owner          # NULL for the vmalloc area's
+
+# The root of a reverse map (include/linux/rmap.h), of a VMA's pages and their copies.
+cdef struct anon_vma:
+    anon_vma* root
+    mutex lock                  # of the root: guards the tree
+    int32_t refcount
+    uint64_t num_children
+    uint64_t num_active_vmas
+    anon_vma* parent
+    void* rb_root               # anon_vma_chain, by the VMAs' first pages
+
+# That a VMA may have pages of an anon_vma.
+cdef struct anon_vma_chain:
+    vm_area_struct* vma
+    anon_vma* anon_vma
+    anon_vma_chain* same_vma
+    void* rb_left
+    void* rb_right
+    uint64_t rb_subtree_last
+
 # An address space and its window.  Type-stable: a block is reused, never unmapped, so that
-# the handler may follow a pointer to one that just died, lock it and look again.
+# the handler may follow a pointer to one that just died, lock it and look again.  All that may
+# go with the process lives in its machine's slabs: `core`, and the VMAs.
 cdef struct mm_struct:
     mutex lock                  # sleeps; guards everything below but the window's place
     int32_t state               # MM_*
     uint64_t id                 # never reused; ascending order is the lock order
     int32_t pid
-    int32_t nid                 # where its software accesses come from; -1: the calling CPU
     mmu* mmu                    # NULL once dead
-    uint64_t pgd_pfn
+    mm_core* core               # NULL once dead
     vma_index vmas
-    int64_t nr_ptes             # page-table pages below the PGD
-    int64_t anon_rss            # pages
-    int64_t min_flt
-    int64_t maj_flt
     int64_t host_edges          # host VMAs of the window - 1, by the PTEs' host bits
     uint64_t flush_hand         # where the budget's next flush starts
     int64_t nr_scratch

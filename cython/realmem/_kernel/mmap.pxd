@@ -2,14 +2,14 @@
 # Each is one nogil section under mm.lock.  Signal-safe, though only Python calls them.
 from libc.stdint cimport int64_t, uint64_t
 
-from realmem._kernel.mm_types cimport mm_struct, vma_slot
+from realmem._kernel.mm_types cimport mm_struct, vm_area_struct
 
 # Publish a change of the VMAs; with `start` < `end`, what was mapped there is zapped in the
 # same section: slots first, then the host's mappings, then entries, then frames.
 # Mirrors: mm/vma.c:vms_complete_munmap_vmas() => unmap_region().
 # Returns: 0; -ESRCH when the address space is no longer `id`; -ENOMEM.
 cdef int mm_splice(mm_struct* mm, uint64_t id, int64_t at, int64_t removed,
-                   const vma_slot* slots, int64_t added, uint64_t start,
+                   const vm_area_struct* vmas, int64_t added, uint64_t start,
                    uint64_t end) noexcept nogil
 
 # Share parent's pages with child, write-protected in both; child is new and empty.

@@ -9,7 +9,8 @@ from realmem._kernel.fault cimport handle_mm_fault_locked, page_dup_rmap, page_r
 from realmem._kernel.host_calls cimport mutex_lock, mutex_unlock
 from realmem._kernel.mm_types cimport (
     FAULT_OK, FAULT_READ, FAULT_WRITE, HOST_NONE, MM_DEAD, MM_LIVE, PMD_SHIFT, PTE_PRESENT,
-    PTE_RW, PTE_SPECIAL, TASK_SIZE, VM_SHARED, mm_struct, pte_pfn, pte_with_host, vma_slot,
+    PTE_RW, PTE_SPECIAL, TASK_SIZE, VM_SHARED, mm_struct, pte_pfn, pte_with_host,
+    vm_area_struct, vma_slot,
 )
 from realmem._kernel.pgtable cimport (
     clear_pte_locked, free_pgtables_locked, next_table_locked, pgd_free, pte_alloc_locked,
@@ -19,7 +20,8 @@ from realmem._kernel.quicklist cimport quicklist_trim
 from realmem._kernel.tlb cimport (
     scratch_flush_locked, tlb_flush_locked, tlb_flush_window_locked, tlb_wrprotect_locked,
 )
-from realmem._kernel.vmaindex cimport vma_splice_locked
+from realmem._kernel.vmaindex cimport vma_dup_locked, vma_remove_all_locked, vma_splice_locked
+from realmem._kernel.window cimport mm_core_put
 from realmem.types cimport PAGE_SHIFT, PAGE_SIZE, pfn_address, pfn_to_page
 
 cdef enum:
@@ -39,12 +41,12 @@ cdef inline bint lock_live(mm_struct* mm, uint64_t id) noexcept nogil:
 # ---- unmap ------------------------------------------------------------------
 
 cdef int mm_splice(mm_struct* mm, uint64_t id, int64_t at, int64_t removed,
-                   const vma_slot* slots, int64_t added, uint64_t start,
+                   const vm_area_struct* vmas, int64_t added, uint64_t start,
                    uint64_t end) noexcept nogil:
     cdef int rc
     if not lock_live(mm, id):
         return -ESRCH
-    rc = vma_splice_locked(&mm.vmas, at, removed, slots, added)
+    rc = vma_splice_locked(mm, at, removed, vmas, added)
     if rc == 0 and start < end:
         tlb_flush_locked(mm, start, end)
         zap_range_locked(mm, start, end)
@@ -72,7 +74,7 @@ cdef void zap_range_locked(mm_struct* mm, uint64_t start, uint64_t end) noexcept
             if entry != 0:
                 clear_pte_locked(mm, pte)
                 if not entry & PTE_SPECIAL:
-                    mm.anon_rss -= 1
+                    mm.core.anon_rss -= 1
                     page_remove_rmap(mm.mmu, pfn_to_page(mm.mmu.m, pte_pfn(entry)))
             addr += PAGE_SIZE
             if addr & ((1 << PMD_SHIFT) - 1) == 0:
@@ -88,7 +90,7 @@ cdef int mm_fork(mm_struct* parent, uint64_t parent_id, mm_struct* child) noexce
     if not lock_live(parent, parent_id):
         return -ESRCH
     mutex_lock(&child.lock)         # the younger of the two: ascending ids
-    rc = vma_splice_locked(&child.vmas, 0, 0, parent.vmas.slots, parent.vmas.count)
+    rc = vma_dup_locked(child, parent)
     if rc == 0:
         # Invariant 6: no store can reach a frame through the window once this returned, and
         # none can open it again while we hold the lock.
@@ -126,12 +128,12 @@ cdef int copy_page_range(mm_struct* parent, mm_struct* child,
                     if child_pte == NULL:
                         return -ENOMEM
                     child_table = child_pte - ((addr >> PAGE_SHIFT) & 511)
-                if not vma.flags & VM_SHARED:
+                if not vma.vma.vm_flags & VM_SHARED:
                     entry &= ~<uint64_t>PTE_RW
                     pte[0] = entry
                 if not entry & PTE_SPECIAL:
                     page_dup_rmap(pfn_to_page(parent.mmu.m, pte_pfn(entry)))
-                    child.anon_rss += 1
+                    child.core.anon_rss += 1
                 child_table[(addr >> PAGE_SHIFT) & 511] = pte_with_host(entry, HOST_NONE)
                 used += 1
             addr += PAGE_SIZE
@@ -146,11 +148,12 @@ cdef int copy_page_range(mm_struct* parent, mm_struct* child,
 cdef int mm_exit(mm_struct* mm, uint64_t id) noexcept nogil:
     if not lock_live_or_stillborn(mm, id):
         return -ESRCH
-    mm.vmas.count = 0
+    vma_remove_all_locked(mm)
     tlb_flush_window_locked(mm)
     zap_range_locked(mm, 0, <uint64_t>TASK_SIZE)
     free_pgtables_locked(mm, 0, <uint64_t>TASK_SIZE)
     pgd_free(mm)
+    mm_core_put(mm)
     quicklist_trim(mm.mmu.m, PGT_CACHE_MIN, PGT_CACHE_STEP)
     mm.state = MM_DEAD
     mm.mmu = NULL
@@ -274,7 +277,7 @@ cdef int mm_walk(mm_struct* mm, uint64_t id, uint64_t addr, uint64_t* address_re
     cdef int steps = 0
     if not lock_live(mm, id):
         return -ESRCH
-    pfn = mm.pgd_pfn
+    pfn = mm.core.pgd_pfn
     while level >= 0:
         level = walk_step(mm.mmu, addr, level, &pfn, address_ret + steps, entry_ret + steps)
         steps += 1

@@ -146,18 +146,18 @@ cdef int pgd_alloc(mm_struct* mm) noexcept nogil:
     cdef page* p = table_alloc(mm.mmu)
     if p == NULL:
         return -ENOMEM
-    mm.pgd_pfn = page_to_pfn(mm.mmu.m, p)
-    memcpy(table_at(mm.mmu, mm.pgd_pfn) + USER_PGD_PTRS,
+    mm.core.pgd_pfn = page_to_pfn(mm.mmu.m, p)
+    memcpy(table_at(mm.mmu, mm.core.pgd_pfn) + USER_PGD_PTRS,
            table_at(mm.mmu, mm.mmu.kernel_pgd_pfn) + USER_PGD_PTRS,
            (PTRS_PER_TABLE - USER_PGD_PTRS) * sizeof(uint64_t))
     return 0
 
 
 cdef void pgd_free(mm_struct* mm) noexcept nogil:
-    memset(table_at(mm.mmu, mm.pgd_pfn) + USER_PGD_PTRS, 0,
+    memset(table_at(mm.mmu, mm.core.pgd_pfn) + USER_PGD_PTRS, 0,
            (PTRS_PER_TABLE - USER_PGD_PTRS) * sizeof(uint64_t))
-    table_free(mm.mmu, mm.pgd_pfn)
-    mm.pgd_pfn = 0
+    table_free(mm.mmu, mm.core.pgd_pfn)
+    mm.core.pgd_pfn = 0
 
 
 # ---- the user half ----------------------------------------------------------
@@ -168,7 +168,7 @@ cdef unsigned int table_index(uint64_t addr, int level) noexcept nogil:
 
 cdef uint64_t* pte_offset_locked(mm_struct* mm, uint64_t addr) noexcept nogil:
     cdef mmu* u = mm.mmu
-    cdef uint64_t entry = table_at(u, mm.pgd_pfn)[(addr >> PGDIR_SHIFT) & 511]
+    cdef uint64_t entry = table_at(u, mm.core.pgd_pfn)[(addr >> PGDIR_SHIFT) & 511]
     if entry == 0:
         return NULL
     entry = table_at(u, pte_pfn(entry))[(addr >> PUD_SHIFT) & 511]
@@ -182,7 +182,7 @@ cdef uint64_t* pte_offset_locked(mm_struct* mm, uint64_t addr) noexcept nogil:
 
 cdef uint64_t* pte_alloc_locked(mm_struct* mm, uint64_t addr) noexcept nogil:
     cdef mmu* u = mm.mmu
-    cdef uint64_t* entry = table_at(u, mm.pgd_pfn) + ((addr >> PGDIR_SHIFT) & 511)
+    cdef uint64_t* entry = table_at(u, mm.core.pgd_pfn) + ((addr >> PGDIR_SHIFT) & 511)
     cdef page* p
     cdef int level
     cdef uint64_t bits = PTE_KERNEL_TABLE if is_kernel_mm(mm) else PTE_TABLE
@@ -195,7 +195,7 @@ cdef uint64_t* pte_alloc_locked(mm_struct* mm, uint64_t addr) noexcept nogil:
                 return NULL
             entry[0] = (page_to_pfn(u.m, p) << PAGE_SHIFT) | bits
             table_of(u, entry).private += 1
-            mm.nr_ptes += 1
+            mm.core.nr_ptes += 1
         entry = table_at(u, pte_pfn(entry[0])) + table_index(addr, level)
     return entry
 
@@ -206,7 +206,7 @@ cdef uint64_t* next_table_locked(mm_struct* mm, uint64_t* addr_ref, uint64_t end
     cdef uint64_t* table
     cdef int level, shift
     while addr < end:
-        table = table_at(u, mm.pgd_pfn)
+        table = table_at(u, mm.core.pgd_pfn)
         for level in range(3, 0, -1):
             shift = PAGE_SHIFT + 9 * level
             if table[(addr >> shift) & 511] == 0:
@@ -233,7 +233,7 @@ cdef void clear_pte_locked(mm_struct* mm, uint64_t* pte) noexcept nogil:
 
 cdef void free_pgtables_locked(mm_struct* mm, uint64_t start, uint64_t end) noexcept nogil:
     cdef mmu* u = mm.mmu
-    cdef uint64_t* pgd = table_at(u, mm.pgd_pfn)
+    cdef uint64_t* pgd = table_at(u, mm.core.pgd_pfn)
     cdef uint64_t i, last
     if start >= end:
         return
@@ -261,7 +261,7 @@ cdef void free_level(mm_struct* mm, uint64_t* entry, uint64_t base, int level,
     if pfn_to_page(u.m, pfn).private == 0 and not (level == 2 and is_kernel_mm(mm)):
         entry[0] = 0
         table_of(u, entry).private -= 1
-        mm.nr_ptes -= 1
+        mm.core.nr_ptes -= 1
         table_free(u, pfn)
 
 

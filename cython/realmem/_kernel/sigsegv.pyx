@@ -230,7 +230,7 @@ cdef inline bint readable(mm_struct* mm, uint64_t addr) noexcept nogil:
     cdef vma_slot* vma = vma_find(&mm.vmas, addr)
     if is_kernel_mm(mm):
         return True
-    return vma != NULL and vma.start <= addr and vma.flags & VM_ACCESS != 0
+    return vma != NULL and vma.start <= addr and vma.vma.vm_flags & VM_ACCESS != 0
 
 
 cdef void wake_main() noexcept nogil:

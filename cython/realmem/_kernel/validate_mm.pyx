@@ -3,20 +3,27 @@
 # All address spaces of a machine are locked at once, in the order of their ids, so that the
 # counts of shared frames add up.
 from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.string cimport memset
 
 from realmem._kernel.fault cimport page_mapcount
 from realmem._kernel.host_calls cimport mutex_lock, mutex_unlock
+from realmem._kernel.kernel_caches cimport (
+    MM_STRUCT, NR_DEDICATED, TASK_STRUCT, VM_AREA_STRUCT, VMAP_AREA, dedicated_cache,
+    objects_held,
+)
 from realmem._kernel.mm_finding cimport (
     MM_ABOVE_ENTRY, MM_ABOVE_VMA, MM_HOST_EDGES, MM_LOST_FRAME, MM_LOST_TABLE, MM_MAPCOUNT,
     MM_NOT_ANON, MM_NR_PTES, MM_OUTSIDE_VMA, MM_REFCOUNT, MM_RSS, MM_SHARED_WRITABLE,
-    MM_TABLE_USE, MM_VALID, MM_VMA_ORDER, mm_finding,
+    MM_OBJECTS, MM_TABLE_USE, MM_VALID, MM_VMA_OBJECT, MM_VMA_ORDER, mm_finding,
 )
 from realmem._kernel.mm_types cimport (
     HOST_READ, HOST_WRITE, MM_LIVE, PTE_PRESENT, PTE_RW, PTE_SPECIAL, PTRS_PER_TABLE,
     USER_PGD_PTRS, VM_ACCESS, VM_WRITE, mm_struct, mmu, pte_host, pte_pfn, vma_slot,
 )
+from realmem._kernel.slab_types cimport kmem_cache
 from realmem._kernel.tlb cimport count_edges_locked
 from realmem._kernel.validate_vmap cimport validate_vmap_locked
+from realmem._kernel.vmap_area cimport vmap_areas_count_locked
 from realmem._kernel.vmaindex cimport vma_find
 from realmem.types cimport (
     PAGE_ALLOCATED, PAGE_SHIFT, PG_anon, PG_table, PG_vmalloc, page, pfn_address, pfn_to_page,
@@ -60,6 +67,8 @@ cdef bint validate_mms(mmu* u, mm_struct** mms, int64_t n, uint32_t* counts,
         validate_vmap_locked(u.vmap, finding_ret, &vmap_tables, &vmap_frames)
     if finding_ret.what == MM_VALID:
         validate_frames(&r, tables + vmap_tables, vmap_frames)
+    if finding_ret.what == MM_VALID:
+        validate_objects(&r, mms, n)
     if locked != NULL:
         mutex_unlock(&locked.lock)
     for i in range(n - 1, -1, -1):
@@ -87,14 +96,46 @@ cdef bint validate_mm_locked(recount* r) noexcept nogil:
         if mm.vmas.slots[i].start < end or mm.vmas.slots[i].start >= mm.vmas.slots[i].end:
             return fail(r, MM_VMA_ORDER, mm.vmas.slots[i].start, <int64_t>end, i)
         end = mm.vmas.slots[i].end
-    if not validate_table(r, mm.pgd_pfn, 0, 3):
+        if not describes(&mm.vmas.slots[i], mm):
+            return fail(r, MM_VMA_OBJECT, mm.vmas.slots[i].start, 0, 0)
+    if not validate_table(r, mm.core.pgd_pfn, 0, 3):
         return False
-    if r.anon != mm.anon_rss:
-        return fail(r, MM_RSS, 0, r.anon, mm.anon_rss)
-    if r.tables != mm.nr_ptes:
-        return fail(r, MM_NR_PTES, 0, r.tables, mm.nr_ptes)
+    if r.anon != mm.core.anon_rss:
+        return fail(r, MM_RSS, 0, r.anon, mm.core.anon_rss)
+    if r.tables != mm.core.nr_ptes:
+        return fail(r, MM_NR_PTES, 0, r.tables, mm.core.nr_ptes)
     if count_edges_locked(mm) != mm.host_edges:
         return fail(r, MM_HOST_EDGES, 0, count_edges_locked(mm), mm.host_edges)
+    return True
+
+
+cdef inline bint describes(const vma_slot* slot, const mm_struct* mm) noexcept nogil:
+    return (slot.vma.vm_start == slot.start and slot.vma.vm_end == slot.end
+            and slot.vma.vm_mm == mm)
+
+
+# The slab caches of what address spaces are made of hold just that: nobody makes or frees any
+# while all are locked.  A cache that others use too holds that at least.
+cdef bint validate_objects(recount* r, mm_struct** mms, int64_t n) noexcept nogil:
+    cdef int64_t expected[NR_DEDICATED]
+    cdef int64_t found
+    cdef kmem_cache* s
+    cdef int64_t i
+    cdef int which
+    memset(expected, 0, sizeof(expected))
+    for i in range(n):
+        if mms[i].core != NULL and mms[i].mmu == r.u:
+            expected[TASK_STRUCT] += 1
+            expected[MM_STRUCT] += 1
+            expected[VM_AREA_STRUCT] += mms[i].vmas.count
+    if r.u.vmap != NULL:
+        expected[MM_STRUCT] += 1
+        expected[VMAP_AREA] += vmap_areas_count_locked(r.u.vmap)
+    for which in range(NR_DEDICATED):
+        s = dedicated_cache(r.u.m, which)
+        found = objects_held(s)
+        if found < expected[which] or (found > expected[which] and s.refcount == 1):
+            return frame_fail(r, MM_OBJECTS, which, expected[which], found)
     return True
 
 
@@ -125,8 +166,8 @@ cdef bint validate_pte(recount* r, uint64_t entry, uint64_t addr) noexcept nogil
     cdef page* p = pfn_to_page(r.u.m, pte_pfn(entry))
     if vma == NULL or addr < vma.start:
         return fail(r, MM_OUTSIDE_VMA, addr, 0, <int64_t>entry)
-    if (entry & PTE_RW and not vma.flags & VM_WRITE) or not vma.flags & VM_ACCESS:
-        return fail(r, MM_ABOVE_VMA, addr, <int64_t>vma.flags, <int64_t>entry)
+    if (entry & PTE_RW and not vma.vma.vm_flags & VM_WRITE) or not vma.vma.vm_flags & VM_ACCESS:
+        return fail(r, MM_ABOVE_VMA, addr, <int64_t>vma.vma.vm_flags, <int64_t>entry)
     if pte_host(entry) == HOST_WRITE and not entry & PTE_RW or (
             pte_host(entry) >= HOST_READ and not entry & PTE_PRESENT):
         return fail(r, MM_ABOVE_ENTRY, addr, 0, <int64_t>entry)

@@ -2,7 +2,7 @@
 # Everything here is signal-safe.
 from libc.stdint cimport int64_t, uint64_t
 
-from realmem._kernel.mm_types cimport vma_index, vma_slot
+from realmem._kernel.mm_types cimport mm_struct, vm_area_struct, vma_index, vma_slot
 
 # Room for more VMAs than Linux allows a process; reserved only, so that it costs what is used.
 cdef enum: VMA_INDEX_CAPACITY = 131072
@@ -11,8 +11,13 @@ cdef enum: VMA_INDEX_CAPACITY = 131072
 # Mirrors: mm/mmap.c:find_vma().
 cdef vma_slot* vma_find(vma_index* index, uint64_t addr) noexcept nogil
 
-# Replace slots [at, at + removed) by `added` new ones.
+# Replace the VMAs [at, at + removed) by copies of `added` others.
 # Preconditions: mm.lock held; the result is sorted and does not overlap.
-# Returns: 0, or -ENOMEM past the capacity with nothing changed.
-cdef int vma_splice_locked(vma_index* index, int64_t at, int64_t removed,
-                           const vma_slot* slots, int64_t added) noexcept nogil
+# Returns: 0, or -ENOMEM with nothing changed: past the capacity, or no memory for them.
+cdef int vma_splice_locked(mm_struct* mm, int64_t at, int64_t removed,
+                           const vm_area_struct* vmas, int64_t added) noexcept nogil
+
+# Give mm, which has none, copies of another's: 0 or -ENOMEM.  And free all that it has.
+# Preconditions: mm's lock held, and the other's.
+cdef int vma_dup_locked(mm_struct* mm, const mm_struct* other) noexcept nogil
+cdef void vma_remove_all_locked(mm_struct* mm) noexcept nogil

@@ -11,8 +11,8 @@ from realmem._kernel.mm_types cimport mmu, vmap_space
 # What a range of addresses was found to be, and what may be done with it.
 cdef enum:
     VMAP_OK = 0
-    VMAP_NO_PAGES = 1           # no frame, or none for a page table
-    VMAP_NO_SPACE = 2           # no addresses, or no memory of the host's to describe them
+    VMAP_NO_PAGES = 1           # no frame, or none for a page table or a descriptor
+    VMAP_NO_SPACE = 2           # no addresses
     VMAP_CLOSED = 3
     VMAP_UNALIGNED = 4
     VMAP_NOWHERE = 5            # no area is there
@@ -31,7 +31,7 @@ cdef struct vmap_info:
 # Reserve length_ref[0] bytes of host addresses, halved down to 1 GiB while the host refuses
 # (what it got goes back there).
 # Preconditions: with the GIL held, s is zeroed and u is ready.
-# Returns: VMAP_OK or VMAP_NO_SPACE.
+# Returns: VMAP_OK, VMAP_NO_SPACE or VMAP_NO_PAGES.
 cdef int vmap_init(vmap_space* s, mmu* u, uint64_t* length_ref) noexcept nogil
 # Unmap and free everything; the addresses stay reserved until window_reap().
 cdef void vmap_exit(vmap_space* s) noexcept nogil
@@ -59,7 +59,7 @@ cdef int vmap_free(vmap_space* s, uint64_t addr, uint64_t kind, uint64_t pages) 
 # Mirrors: vfree_atomic().
 cdef int vmap_defer(vmap_space* s, uint64_t addr) noexcept nogil
 
-# Make the addresses of freed areas free.
+# Make the addresses of freed areas free; with no area left, nor keep slabs for more.
 # Mirrors: vm_unmap_aliases().
 cdef void vmap_purge(vmap_space* s) noexcept nogil
 

@@ -3,9 +3,11 @@
 # An area is made in steps, as in Linux: addresses under the lock, frames without it, entries
 # and host mappings under it again.  Between them the machine may be closed: vmap_exit() takes
 # what is mapped, and who comes after it gives back what is not.
+from libc.errno cimport ENOMEM
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from realmem._kernel.host_calls cimport mutex_lock, mutex_unlock
+from realmem._kernel.kernel_caches cimport VMAP_AREA, dedicated_cache
 from realmem._kernel.mm_types cimport (
     MM_DEAD, MM_LIVE, PMD_SHIFT, PTE_ACCESSED, PTE_DIRTY, PTE_GLOBAL, PTE_NX, PTE_PRESENT,
     PTE_RW, PTE_SPECIAL, VM_ALLOC, VM_UNINITIALIZED, VMALLOC_START, VMAP_DEFERRED, VMAP_KIND,
@@ -17,12 +19,13 @@ from realmem._kernel.pgtable cimport (
     clear_pte_locked, free_pgtables_locked, next_table_locked, pte_alloc_locked,
     pte_offset_locked, set_pte_locked,
 )
+from realmem._kernel.slab_cache cimport shrink_cache
 from realmem._kernel.tlb cimport tlb_fill_locked, tlb_flush_locked, tlb_flush_window_locked
 from realmem._kernel.vmap_area cimport (
     alloc_vmap_area_locked, find_vmap_area_locked, free_vmap_area_locked,
     next_vmap_area_locked, purge_vmap_areas_locked, vmap_areas_exit, vmap_areas_init,
 )
-from realmem._kernel.window cimport mm_create_kernel
+from realmem._kernel.window cimport mm_core_put, mm_create_kernel
 from realmem.compiler cimport fls
 from realmem.types cimport (
     GFP_COMP, GFP_DIRECT_RECLAIM, GFP_KSWAPD_RECLAIM, GFP_NOFAIL, GFP_NOMEMALLOC, GFP_NOWARN,
@@ -43,12 +46,12 @@ cdef int vmap_init(vmap_space* s, mmu* u, uint64_t* length_ref) noexcept nogil:
     cdef int cpus = 0
     s.mm = mm_create_kernel(u, VMALLOC_START, length_ref, &error)
     if s.mm == NULL:
-        return VMAP_NO_SPACE
+        return VMAP_NO_PAGES if error == ENOMEM else VMAP_NO_SPACE
     s.mm_id = s.mm.id
     s.nr_pages = 0
     if vmap_areas_init(s, VMALLOC_START, length_ref[0]) != 0:
         vmap_exit(s)
-        return VMAP_NO_SPACE
+        return VMAP_NO_PAGES
     for nid in range(u.m.nr_nodes):
         cpus += u.m.nodes[nid].nr_cpus
     # Compare lazy_max_pages().
@@ -71,6 +74,7 @@ cdef void vmap_exit(vmap_space* s) noexcept nogil:
         area = next_vmap_area_locked(s, area.end)
     free_pgtables_locked(mm, mm.user_start, end)
     vmap_areas_exit(s)
+    mm_core_put(mm)
     mm.mmu.vmap = NULL
     mm.state = MM_DEAD
     mm.mmu = NULL
@@ -96,13 +100,15 @@ cdef int vmalloc_range(vmap_space* s, uint64_t size, uint64_t align, uint32_t gf
     cdef uint64_t pfns[CHUNK]
     cdef vmap_area* area
     cdef machine* m
+    cdef int rc = 0
     if not lock_live(s):
         return VMAP_CLOSED
     m = s.mm.mmu.m
-    area = alloc_vmap_area_locked(s, (n + 1) << PAGE_SHIFT, align, VM_ALLOC | VM_UNINITIALIZED)
+    area = alloc_vmap_area_locked(s, (n + 1) << PAGE_SHIFT, align, VM_ALLOC | VM_UNINITIALIZED,
+                                  &rc)
     mutex_unlock(&s.mm.lock)
     if area == NULL:
-        return VMAP_NO_SPACE
+        return VMAP_NO_PAGES if rc == -ENOMEM else VMAP_NO_SPACE
     while done < n:
         got = take_frames(m, nid, gfp, min(n - done, <uint64_t>CHUNK), pfns)
         if not lock_live(s):
@@ -174,9 +180,9 @@ cdef int vmap_frames(vmap_space* s, const uint64_t* pfns, uint64_t n, uint64_t k
     cdef int rc = VMAP_OK
     if not lock_live(s):
         return VMAP_CLOSED
-    area = alloc_vmap_area_locked(s, size, PAGE_SIZE, kind)
+    area = alloc_vmap_area_locked(s, size, PAGE_SIZE, kind, &rc)
     if area == NULL:
-        rc = VMAP_NO_SPACE
+        rc = VMAP_NO_PAGES if rc == -ENOMEM else VMAP_NO_SPACE
     elif map_frames_locked(s, area, area.start, pfns, n, writable) < n:
         end_area_locked(s, area)
         rc = VMAP_NO_PAGES
@@ -330,6 +336,8 @@ cdef void drop_pages_locked(vmap_space* s, vmap_area* area) noexcept nogil:
 cdef void vmap_purge(vmap_space* s) noexcept nogil:
     if lock_live(s):
         purge_vmap_areas_locked(s)
+        if s.busy == NULL:
+            shrink_cache(dedicated_cache(s.mm.mmu.m, VMAP_AREA))
         mutex_unlock(&s.mm.lock)
 
 

@@ -3,15 +3,12 @@
 # Two treaps by address: a binary tree in which no node has a lower priority than its children,
 # and priorities are random, so that it is balanced whatever the order of insertions.  Each node
 # knows the largest range below it: so the lowest range that is large enough is one descent.
-from libc.errno cimport ENOMEM
+from libc.errno cimport EBUSY, ENOMEM
 from libc.stdint cimport int64_t, uint64_t
 
-from realmem._kernel.host_calls cimport host_nodump, host_reserve, host_unmap
+from realmem._kernel.kernel_caches cimport VMAP_AREA, kernel_alloc, kernel_free
 from realmem._kernel.mm_types cimport vmap_area, vmap_space
-from realmem.linux cimport PROT_READ, PROT_WRITE
 from realmem.types cimport PAGE_SHIFT, PAGE_SIZE
-
-cdef enum: CHUNK_BYTES = 1 << 16        # of descriptors
 
 
 # ---- treaps -----------------------------------------------------------------
@@ -119,26 +116,25 @@ cdef vmap_area* find_lowest_match(vmap_area* t, uint64_t size, uint64_t align) n
 
 # ---- descriptors ------------------------------------------------------------
 
-# Have `n` unused descriptors.
-cdef bint preload(vmap_space* s, int n) noexcept nogil:
-    cdef vmap_area* area = s.spare
-    cdef uint64_t chunk, at
-    while area != NULL and n > 0:
-        n -= 1
-        area = area.next
-    if n == 0:
-        return True
-    chunk = host_reserve(CHUNK_BYTES, PROT_READ | PROT_WRITE)
-    if chunk == 0:
-        return False
-    host_nodump(chunk, CHUNK_BYTES)
-    (<uint64_t*>chunk)[0] = <uint64_t>s.chunks
-    s.chunks = <uint64_t*>chunk
-    at = chunk + CHUNK_BYTES - sizeof(vmap_area)
-    while at > chunk + sizeof(uint64_t):
-        put(s, <vmap_area*>at)
-        at -= sizeof(vmap_area)
+# Have two descriptors at hand, the most that a range's making takes; and let go of what is left.
+cdef bint preload(vmap_space* s) noexcept nogil:
+    cdef vmap_area* area
+    for _ in range(2):
+        area = <vmap_area*>kernel_alloc(s.mm.mmu.m, VMAP_AREA)
+        if area == NULL:
+            unload(s)
+            return False
+        area.next = s.spare
+        s.spare = area
     return True
+
+
+cdef void unload(vmap_space* s) noexcept nogil:
+    cdef vmap_area* area = s.spare
+    while area != NULL:
+        s.spare = area.next
+        put(s, area)
+        area = s.spare
 
 
 # Preconditions: preload().
@@ -155,8 +151,7 @@ cdef vmap_area* get(vmap_space* s, uint64_t start, uint64_t end) noexcept nogil:
 
 
 cdef void put(vmap_space* s, vmap_area* area) noexcept nogil:
-    area.next = s.spare
-    s.spare = area
+    kernel_free(s.mm.mmu.m, VMAP_AREA, area)
 
 
 # xorshift64*: any well-mixed sequence serves, and this one repeats from run to run.
@@ -171,41 +166,51 @@ cdef uint64_t next_random(vmap_space* s) noexcept nogil:
 
 cdef int vmap_areas_init(vmap_space* s, uint64_t start, uint64_t length) noexcept nogil:
     s.busy = s.free = s.lazy = s.spare = NULL
-    s.chunks = NULL
     s.lazy_pages = 0
     s.nr_purges = 0
     s.seed = <uint64_t>0x9E3779B97F4A7C15
-    if not preload(s, 1):
+    if not preload(s):
         return -ENOMEM
     insert(&s.free, get(s, start, start + length))
+    unload(s)
     return 0
 
 
 cdef void vmap_areas_exit(vmap_space* s) noexcept nogil:
-    cdef uint64_t* chunk = s.chunks
-    cdef uint64_t* next
-    while chunk != NULL:
-        next = <uint64_t*>chunk[0]
-        host_unmap(<uint64_t>chunk, CHUNK_BYTES)
-        chunk = next
-    s.chunks = NULL
-    s.busy = s.free = s.lazy = s.spare = NULL
+    cdef vmap_area* area = s.lazy
+    while area != NULL:
+        s.lazy = area.next
+        put(s, area)
+        area = s.lazy
+    put_tree(s, s.busy)
+    put_tree(s, s.free)
+    s.busy = s.free = NULL
+
+
+cdef void put_tree(vmap_space* s, vmap_area* t) noexcept nogil:
+    if t != NULL:
+        put_tree(s, t.left)
+        put_tree(s, t.right)
+        put(s, t)
 
 
 cdef vmap_area* alloc_vmap_area_locked(vmap_space* s, uint64_t size, uint64_t align,
-                                       uint64_t flags) noexcept nogil:
+                                       uint64_t flags, int* rc_ret) noexcept nogil:
     cdef vmap_area* area
-    if not preload(s, 2):
+    if not preload(s):
+        rc_ret[0] = -ENOMEM
         return NULL
     area = find_lowest_match(s.free, size, align)
     if area == NULL and s.lazy != NULL:
         purge_vmap_areas_locked(s)
         area = find_lowest_match(s.free, size, align)
-    if area == NULL:
-        return NULL
-    area = clip(s, area, (area.start + align - 1) & ~(align - 1), size)
-    area.flags = flags
-    insert(&s.busy, area)
+    if area != NULL:
+        area = clip(s, area, (area.start + align - 1) & ~(align - 1), size)
+        area.flags = flags
+        insert(&s.busy, area)
+    else:
+        rc_ret[0] = -EBUSY
+    unload(s)
     return area
 
 
@@ -310,6 +315,19 @@ cdef bint vmap_areas_valid_locked(const vmap_space* s, uint64_t* where_ret) noex
         b = lower_bound(s.busy, a.end)
         a = b
     return True
+
+
+cdef int64_t vmap_areas_count_locked(const vmap_space* s) noexcept nogil:
+    cdef const vmap_area* lazy = s.lazy
+    cdef int64_t n = nodes_in(s.busy) + nodes_in(s.free)
+    while lazy != NULL:
+        n += 1
+        lazy = lazy.next
+    return n
+
+
+cdef int64_t nodes_in(const vmap_area* t) noexcept nogil:
+    return 0 if t == NULL else nodes_in(t.left) + nodes_in(t.right) + 1
 
 
 cdef bint overlaps(const vmap_area* t, const vmap_area* area) noexcept nogil:

@@ -28,14 +28,18 @@ cdef bint window_covers_locked(const mm_struct* mm, uint64_t host) noexcept nogi
 # A fresh block in state MM_LIVE with an empty VMA index, a PGD and a window of
 # length_ref[0] bytes, halved down to 1 GiB while the host refuses (what it got goes back
 # there).  Not for the handler.
-# Returns: NULL with error_ret ENOMEM (no frame) or EAGAIN (no host address space).
+# Returns: NULL with error_ret ENOMEM (no memory) or EAGAIN (no host address space).
 cdef mm_struct* mm_create(mmu* u, int pid, int nid, uint64_t* length_ref,
                           int* error_ret) noexcept nogil
 
 # The same for the vmalloc area: kernel addresses from `start` on, the kernel's own PGD.
-# Returns: NULL with error_ret EAGAIN.
+# Returns: NULL with error_ret ENOMEM or EAGAIN.
 cdef mm_struct* mm_create_kernel(mmu* u, uint64_t start, uint64_t* length_ref,
                                  int* error_ret) noexcept nogil
+
+# Give back what the address space had while it lived, its PGD and VMAs excepted.
+# Preconditions: mm.lock held, mm.mmu not NULL.
+cdef void mm_core_put(mm_struct* mm) noexcept nogil
 
 # Give back windows of dead blocks that no view covers; returns how many.  Needs the GIL
 # (exports), never called by a finalizer.

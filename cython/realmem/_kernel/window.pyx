@@ -15,13 +15,17 @@ from posix.mman cimport PROT_NONE, PROT_READ, PROT_WRITE
 from realmem._kernel.host_calls cimport (
     host_clear, host_discard, host_nodump, host_reserve, host_unmap, mutex_lock, mutex_unlock,
 )
+from realmem._kernel.kernel_caches cimport (
+    MM_STRUCT, TASK_STRUCT, kernel_alloc, kernel_free,
+)
 from realmem._kernel.mm_types cimport (
-    GIB_SHIFT, MM_DEAD, MM_FREE, MM_LIVE, NR_SCRATCH, mm_struct, mmu, vma_slot,
+    GIB_SHIFT, MM_DEAD, MM_FREE, MM_LIVE, NR_SCRATCH, mm_core, mm_struct, mmu, task_struct,
+    vma_slot,
 )
 from realmem._kernel.pgtable cimport pgd_alloc
 from realmem._kernel.vmaindex cimport VMA_INDEX_CAPACITY
 from realmem.compiler cimport SEQ_CST, atomic64_add_return, load64, peek_int, store64
-from realmem.types cimport PAGE_SIZE
+from realmem.types cimport PAGE_SIZE, machine
 
 cdef enum: GIB = 1 << 30
 # One past the highest user address that a window covers; below TASK_SIZE, GiB aligned.
@@ -49,9 +53,8 @@ cdef mm_struct* mm_create(mmu* u, int pid, int nid, uint64_t* length_ref,
     mutex_lock(&mm.lock)
     mm.mmu = u
     mm.pid = pid
-    mm.nid = nid
     mm.length = 0
-    if pgd_alloc(mm) != 0:
+    if core_get(mm, nid) != 0:
         mm.mmu = NULL
         mutex_unlock(&mm.lock)
         block_put(mm)
@@ -78,21 +81,52 @@ cdef mm_struct* mm_create_kernel(mmu* u, uint64_t start, uint64_t* length_ref,
         return NULL
     mutex_lock(&mm.lock)
     mm.pid = 0
-    mm.nid = -1
     mm.length = 0
-    got = reserve_halving(mm, length_ref) == 0
+    mm.mmu = u
+    mm.core = <mm_core*>kernel_alloc(u.m, MM_STRUCT)
+    got = mm.core != NULL and reserve_halving(mm, length_ref) == 0
     if got:
-        mm.mmu = u
-        mm.pgd_pfn = u.kernel_pgd_pfn
+        memset(mm.core, 0, sizeof(mm_core))
+        mm.core.pgd_pfn = u.kernel_pgd_pfn
         mm.state = MM_LIVE
         mm.user_start = start
         publish(mm, mm)
+    else:
+        error_ret[0] = ENOMEM if mm.core == NULL else EAGAIN
+        mm_core_put(mm)
+        mm.mmu = NULL
     mutex_unlock(&mm.lock)
     if not got:
         block_put(mm)
-        error_ret[0] = EAGAIN
         return NULL
     return mm
+
+
+# What an address space has while it lives, its owner and its PGD: 0 or -ENOMEM.
+cdef int core_get(mm_struct* mm, int nid) noexcept nogil:
+    cdef machine* m = mm.mmu.m
+    cdef task_struct* owner = <task_struct*>kernel_alloc(m, TASK_STRUCT)
+    mm.core = <mm_core*>kernel_alloc(m, MM_STRUCT)
+    if owner != NULL and mm.core != NULL:
+        memset(owner, 0, sizeof(task_struct))
+        owner.pid = mm.pid
+        owner.nid = nid
+        owner.mm = mm
+        memset(mm.core, 0, sizeof(mm_core))
+        if pgd_alloc(mm) == 0:
+            mm.core.owner = owner
+            return 0
+    kernel_free(m, TASK_STRUCT, owner)
+    kernel_free(m, MM_STRUCT, mm.core)
+    mm.core = NULL
+    return -ENOMEM
+
+
+cdef void mm_core_put(mm_struct* mm) noexcept nogil:
+    if mm.core != NULL:
+        kernel_free(mm.mmu.m, TASK_STRUCT, mm.core.owner)
+        kernel_free(mm.mmu.m, MM_STRUCT, mm.core)
+        mm.core = NULL
 
 
 cdef int reserve_halving(mm_struct* mm, uint64_t* length_ref) noexcept nogil:
@@ -203,11 +237,7 @@ cdef void reset(mm_struct* mm, uint64_t id) noexcept nogil:
     mm.id = id
     mm.state = MM_FREE
     mm.vmas.count = 0
-    mm.pgd_pfn = 0
-    mm.nr_ptes = 0
-    mm.anon_rss = 0
-    mm.min_flt = 0
-    mm.maj_flt = 0
+    mm.core = NULL
     mm.host_edges = 0
     mm.flush_hand = 0
     mm.nr_scratch = 0

@@ -5,13 +5,17 @@ from __future__ import annotations
 import queue
 import random
 import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 
+import numpy as np
 import pytest
 
 import realmem as rm
 from realmem import GFP, GFP_KERNEL, SLAB, AllocatorError
+from realmem._bench.churn import CONSTRUCTED_SIZE, CONSTRUCTOR, Churn
 
-OPERATIONS = 200_000
+OPERATIONS = 200_000          # of the model in Python
+MILLION = 1_000_000           # ... of the compiled one
 
 
 class Model:
@@ -162,11 +166,70 @@ def test_two_threads_that_free_for_each_other(nodes, soak_factor):
         finish(machine, caches)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("threads", [1, 2])
-def test_a_million_operations(threads):
-    test = test_one_thread if threads == 1 else test_two_threads_that_free_for_each_other
-    test(1, soak_factor=1_000_000 / (OPERATIONS / 4))
+# ---- a million, compiled ----
+
+
+def check_live(machine, caches, churn):
+    """What the model says is live: apart, in memory, of the right cache, and held there."""
+    live = np.array(churn.live(), dtype=np.int64)
+    at, size, which = live[np.argsort(live[:, 0])].T
+    assert (at[:-1] + size[:-1] <= at[1:]).all()
+    assert at[0] >= machine.va(0)
+    assert churn.held() == [int((which == i).sum()) for i in range(len(caches))]
+    for i, cache in enumerate(caches):
+        mine = at[which == i]
+        assert (size[which == i] == cache.object_size).all()
+        assert (mine % cache.align == 0).all()
+        assert {machine._slab.core.name_of(int(one)) for one in mine[:50]} <= {cache.name}
+    machine.check()
+
+
+@pytest.mark.parametrize(("threads", "nodes"), [(1, 1), (2, 1), (1, 2), (2, 2)])
+def test_a_million_operations(threads, nodes, soak_factor):
+    """
+    Every object is filled and checked from end to end, and marked in a map of all memory.
+
+    With two threads a fifth of the frees are of what the other one allocated.
+    """
+    rounds = 4
+    with rm.Machine(nodes=nodes, memory="96M") as machine:
+        caches = make_caches(machine)
+        caches.append(machine.kmem_cache_create("model-made", CONSTRUCTED_SIZE, ctor=CONSTRUCTOR))
+        machine.drain_all_pages()
+        free = sum(node.free_pages for node in machine.nodes)
+        churn = Churn(caches, 8000 // threads, seed=threads)
+        steps = int(MILLION * soak_factor) // rounds // threads
+        for number in range(rounds):
+            with ThreadPoolExecutor(threads) as pool:
+                work = [pool.submit(churn.work, index, steps, threads)
+                        for index in range(threads)]
+                while any(not one.done() for one in work):
+                    machine.check()             # in the midst of it
+                    caches[number].shrink()
+                    wait(work, timeout=0.1)
+                for one in work:
+                    one.result()
+            check_live(machine, caches, churn)
+        assert threads == 1 or churn.crossed > MILLION // 50
+        churn.free_all()
+        assert churn.held() == [0] * len(caches)
+        finish(machine, caches)
+        assert sum(node.free_pages for node in machine.nodes) == free
+
+
+@pytest.mark.parametrize("harm", ["written to", "freed"])
+def test_the_model_notices(harm):
+    with rm.Machine(nodes=1, memory="32M") as machine:
+        caches = make_caches(machine)
+        churn = Churn(caches, 1000, seed=1)
+        churn.work(0, 5000, 1)
+        for addr, _size, which in churn.live()[:100]:
+            if harm == "written to":
+                machine.view(addr, 1)[0] ^= 1
+            elif which >= 0:
+                caches[which].free(addr)
+        with pytest.raises(AssertionError, match=r"changed|overlaps"):
+            churn.work(0, 100_000, 1)
 
 
 # ---- failures on request ----

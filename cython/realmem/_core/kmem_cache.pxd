@@ -16,5 +16,6 @@ cdef class KmemCache:
 
     cdef int usable(self) except -1
     cdef int may_clear(self) except -1
-    cdef void* grow(self, uint32_t gfp, int nid) except NULL
+    cdef void* constructed(self, uint32_t gfp, int nid) except NULL
+    cdef int may_fail(self, uint32_t gfp, int nid) except -1
     cdef int make_slab(self, uint32_t gfp, int nid) except -1

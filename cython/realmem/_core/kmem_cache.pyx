@@ -7,11 +7,12 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from realmem._core.arguments cimport as_gfp, as_int
 from realmem._core.slabs cimport SlabAllocator
+from realmem._kernel.fault_inject cimport should_fail
 from realmem._kernel.percpu cimport fork_generation
 from realmem._kernel.sigsegv cimport handler
 from realmem._kernel.slab cimport (
     kmem_cache_alloc, kmem_cache_alloc_bulk, kmem_cache_alloc_node, kmem_cache_free,
-    kmem_cache_free_bulk,
+    kmem_cache_free_bulk, slab_alloc_slow,
 )
 from realmem._kernel.slab_cache cimport (
     add_cache, cache_stat, free_cache, new_cache, remove_cache, shrink_cache, stat_cache,
@@ -24,7 +25,8 @@ from realmem._kernel.slab_types cimport (
 )
 from realmem.compiler cimport peek_int, unlikely
 from realmem.types cimport (
-    GFP_DMA, GFP_DMA32, GFP_KERNEL, GFP_RECLAIMABLE, GFP_ZERO, PAGE_SHIFT, machine,
+    GFP_DMA, GFP_DMA32, GFP_KERNEL, GFP_NOFAIL, GFP_RECLAIMABLE, GFP_ZERO, INJECT_SLAB,
+    MACHINE_INJECT_SLAB, PAGE_SHIFT, machine,
 )
 
 from realmem.errors import AllocatorError, HostError
@@ -156,12 +158,16 @@ cdef class KmemCache:
         self.allocator.may_alloc(flags)
         if unlikely(flags & GFP_ZERO):
             self.may_clear()
-        if nid < 0:
+        if unlikely(self.s.python_ctor):
+            self.may_fail(flags, nid)
+            object = self.constructed(flags, nid)
+        elif nid < 0:
             object = kmem_cache_alloc(self.s, flags)
         else:
             object = kmem_cache_alloc_node(self.s, flags, nid)
         if unlikely(object == NULL):
-            object = self.grow(flags, nid)
+            raise self.allocator.out_of_memory(
+                f"cache {self.name}", flags, nid, self.s.min_order)
         self.allocator.hand_out(object)
         return <uint64_t>object
 
@@ -171,16 +177,21 @@ cdef class KmemCache:
                 f"cache {self.name!r} has a constructor: its objects can't be cleared")
         return 0
 
-    # An object where the kernel side had none to give: it makes no slab for Python to construct.
-    cdef void* grow(self, uint32_t gfp, int nid) except NULL:
-        cdef kmem_cache* s = self.s
-        cdef void* object = NULL
-        while object == NULL and s.python_ctor:
+    # An object of a cache whose slabs the kernel side can't make: Python constructs them.
+    cdef void* constructed(self, uint32_t gfp, int nid) except NULL:
+        cdef void* object = slab_alloc_slow(self.s, gfp, nid)
+        while object == NULL:
             self.make_slab(gfp, nid)
-            object = kmem_cache_alloc_node(s, gfp, nid)
-        if object == NULL:
-            raise self.allocator.out_of_memory(f"cache {self.name}", gfp, nid, s.min_order)
+            object = slab_alloc_slow(self.s, gfp, nid)
         return object
+
+    # ... which machine.inject() can make fail as any other's.
+    cdef int may_fail(self, uint32_t gfp, int nid) except -1:
+        cdef machine* m = self.allocator.m
+        if (m.options & MACHINE_INJECT_SLAB and not gfp & GFP_NOFAIL
+                and should_fail(&m.faults[INJECT_SLAB])):
+            raise self.allocator.out_of_memory(f"cache {self.name}", gfp, nid, self.s.min_order)
+        return 0
 
     # A slab whose objects a Python callable constructs.
     cdef int make_slab(self, uint32_t gfp, int nid) except -1:
@@ -265,11 +276,10 @@ cdef class KmemCache:
     def alloc_each(self, uint64_t[::1] addrs, uint32_t gfp):
         """Fill an array with objects, one by one: constructors may have to run in between."""
         cdef Py_ssize_t i = 0
-        cdef void* object
+        self.may_fail(gfp, -1)
         try:
             while i < addrs.shape[0]:
-                object = kmem_cache_alloc(self.s, gfp)
-                addrs[i] = <uint64_t>(object if object != NULL else self.grow(gfp, -1))
+                addrs[i] = <uint64_t>self.constructed(gfp, -1)
                 i += 1
         except BaseException:
             if self.allocator.pages.m != NULL and self.s != NULL and i:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 
+import numpy as np
 import pytest
 
 import realmem as rm
+from realmem._bench import constructed
 from realmem._bench import objects as compiled
 from realmem.bench import objects
 from realmem.bench.registry import Options
@@ -59,6 +61,35 @@ def test_bad_rows_are_refused(machine):
         compiled.of_malloc("none", 0, 0, 8)
     with pytest.raises(IndexError):
         session.samples(0)
+
+
+@pytest.mark.parametrize("held", [1, 300])
+def test_constructed_objects_stay_so(machine, held):
+    made = machine.kmem_cache_create("made", constructed.SIZE, ctor=constructed.CONSTRUCTOR)
+    plain = machine.kmem_cache_create("plain", constructed.SIZE, flags=rm.SLAB.NO_MERGE)
+    fresh = made.alloc()
+    state = bytes(machine.view(fresh, constructed.SIZE))
+    assert any(state)
+    made.free(fresh)
+    once, each = constructed.measure(made, plain, held, 3, 5)
+    assert len(once) == len(each) == 5
+    assert min(once) > 0 < min(each)
+    for addr in made.alloc_bulk(held).tolist():
+        # Alike but for the pointers to themselves.
+        words = np.frombuffer(machine.view(addr, constructed.SIZE), dtype=np.uint64)
+        wanted = np.frombuffer(state, dtype=np.uint64)
+        inside = (wanted >= fresh) & (wanted < fresh + constructed.SIZE)
+        assert (np.where(inside, words - np.uint64(addr), words)
+                == np.where(inside, wanted - np.uint64(fresh), wanted)).all()
+        del words
+        made.free(addr)
+    for wrong in ((plain, made, 1, 1, 1), (made, plain, 0, 1, 1), (made, plain, 1, 0, 1),
+                  (made, plain, 1, 1, 0), (made, made, 1, 1, 1)):
+        with pytest.raises(ValueError):
+            constructed.measure(*wrong)
+    for cache in (made, plain):
+        cache.shrink()
+        cache.destroy()
 
 
 def test_a_quick_run():

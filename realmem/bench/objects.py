@@ -186,27 +186,21 @@ def _bulk_ns(cache: Any, n: int) -> float:
 
 
 def _constructed(machine: Machine, options: Options) -> Iterator[Result]:
-    """Yield what a constructor spares: 1 KiB initialised once, or at each allocation."""
-    libc = ctypes.CDLL(None)
-    fill = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda at: libc.memset(at, 0x5A, 1024) and None)
-    address = ctypes.cast(fill, ctypes.c_void_p).value
-    made = machine.kmem_cache_create("bench-constructed", 1024, ctor=address)
-    plain = machine.kmem_cache_create("bench-initialised", 1024, flags=SLAB.NO_MERGE)
-    memset = libc.memset
-    memset.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t)
+    """Yield what a constructor spares: a KiB initialised once, or at each allocation."""
+    from realmem._bench import constructed
 
-    def initialised() -> int:
-        addr = plain.alloc()
-        memset(addr, 0x5A, 1024)
-        return addr
-
-    rounds = 10 if options.quick else 50
-    with pinned_to(runnable(machine.nodes[0])[:1]):
-        once = [_pair_ns(made.alloc, made.free, 200) for _ in range(rounds)]
-        each = [_pair_ns(initialised, plain.free, 200) for _ in range(rounds)]
-    label: dict[str, Param] = {"size": 1024, "caller": "python"}
-    yield _result("constructed once", once, label, machine)
-    yield _result("initialised each time", each, label, machine)
+    size = constructed.SIZE
+    made = machine.kmem_cache_create("bench-constructed", size, ctor=constructed.CONSTRUCTOR)
+    plain = machine.kmem_cache_create("bench-initialised", size, flags=SLAB.NO_MERGE)
+    rounds = 20 if options.quick else 100
+    for held in (1, *BATCHES):
+        with pinned_to(runnable(machine.nodes[0])[:1]):
+            once, each = constructed.measure(made, plain, held, max(1, 2000 // held), rounds)
+        label: dict[str, Param] = {"size": size, "pattern": "fifo" if held > 1 else "same"}
+        if held > 1:
+            label["held"] = held
+        yield _result("constructed once", once, label, machine)
+        yield _result("initialised each time", each, label, machine)
 
 
 # ---- beside mallocs ----

@@ -341,13 +341,18 @@ cdef class Session:
         with nogil:
             for r in range(self.rounds):
                 for i in range(self.nr_jobs):
-                    self.turn(&self.jobs[(r + i) % self.nr_jobs], r, index)
+                    if not self.turn(&self.jobs[(r + i) % self.nr_jobs], r, index):
+                        break
+                else:
+                    continue
+                break
         for i in range(self.nr_jobs):
             if self.jobs[i].failed:
                 raise MemoryError("an allocator ran out while measured")
 
     # One row of one round: a batch that warms caches, then those that are timed.
-    cdef void turn(self, job* j, int round, int index) noexcept nogil:
+    # Returns: whether to go on, which all threads are told alike.
+    cdef bint turn(self, job* j, int round, int index) noexcept nogil:
         cdef span* s = &self.spans[index]
         cdef int64_t start
         cdef int64_t end
@@ -358,7 +363,7 @@ cdef class Session:
             self.passing.got = 0
         meet(&self.arrived, self.threads)
         if self.stopped:
-            return
+            return False
         if index < j.threads and j.pattern != PASSED:
             j.failed |= run_job(j, index, self.objects[index], self.passing, 1)
         meet(&self.arrived, self.threads)
@@ -375,6 +380,7 @@ cdef class Session:
                 end = max(end, self.spans[i].end)
             j.ns[round] = (end - start) / (
                 <double>j.turns * (RING_BATCH if j.pattern == PASSED else j.held))
+        return True
 
     def samples(self, int row):
         """Give a row's samples: nanoseconds of one allocation and its free, a round each."""

@@ -172,7 +172,7 @@ cdef struct page:
     uint64_t private
     page_counts counts
     page_kind kind
-    uint32_t owner              # owner's word (page_owner handle, pid)
+    uint32_t slab_word          # of slabs' frames (slab.magazine_back); 0 in all others
 
 # page.counts.word of a free page (refcount 0, mapcount -1) and of a new one (1, -1).
 cdef extern from *:
@@ -292,10 +292,7 @@ cdef struct quicklist:
 # waits for busy == 0 and takes `lock`; while stolen is set the owner takes `lock` too.
 # So the owner pays two plain stores, and the thief pays for both.
 cdef struct cpu_area:
-    machine* fast               # the machine while memos may be used, NULL while stolen
     machine* machine
-    int busy                    # writer: owner
-    int stolen                  # writer: under machine.areas_lock
     int32_t cpu                 # host CPU at the last entry; writer: owner
     int32_t nid                 # its simulated node
     int32_t atomic_depth        # machine.atomic_context() nesting; writer: owner
@@ -304,6 +301,9 @@ cdef struct cpu_area:
     int32_t mem_nid             # the nearest node with memory, and
     uint64_t node_start         # ... where its memory begins at the host
     uint64_t node_bytes
+    machine* fast               # the machine while memos may be used, NULL while stolen
+    int busy                    # writer: owner
+    int stolen                  # writer: under machine.areas_lock
     # ---- cache line
     cpu_area* next              # all areas of a machine; guarded by machine.areas_lock
     cpu_area* thread_next       # all areas of a thread
@@ -317,8 +317,9 @@ cdef struct cpu_area:
 
 cdef enum:
     FAST_FOR_NOBODY = 1
-    # Bytes in front of each cpu_area: the slab allocator's magazines (slab_types.pxd).
-    AREA_MAGAZINES = 4358144
+    # Bytes in front of each cpu_area: the slab allocator's magazines (slab_types.pxd), and nine
+    # lines lest areas share a cache's set with all the structures that begin with a page.
+    AREA_MAGAZINES = 8553024
 
 cdef struct node:
     int32_t nid

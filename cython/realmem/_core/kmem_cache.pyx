@@ -20,7 +20,7 @@ from realmem._kernel.slab_cache cimport (
 )
 from realmem._kernel.slab_pages cimport discard_raw_slab, new_raw_slab, publish_slab
 from realmem._kernel.slab_types cimport (
-    DEPOT_SLOTS, MAGAZINE_SLOTS, SLAB_CACHE_DMA, SLAB_CACHE_DMA32, SLAB_DEBUG_FLAGS,
+    BATCH_SLOTS, DEPOT_SLOTS, MAGAZINE_SLOTS, SLAB_CACHE_DMA, SLAB_CACHE_DMA32, SLAB_DEBUG_FLAGS,
     SLAB_RECLAIM_ACCOUNT, kmem_cache, slab, slab_address,
 )
 from realmem.compiler cimport peek_int, unlikely
@@ -77,6 +77,7 @@ def create_cache(SlabAllocator allocator not None, str name, flags, geometry, ct
     # What threads and depots keep to themselves is bounded by bytes too.
     most = (allocator.m.max_pfn << PAGE_SHIFT) / s.size
     s.capacity = <uint32_t>max(2, min(<uint64_t>MAGAZINE_SLOTS, most >> 6))
+    s.batch = min(BATCH_SLOTS, s.capacity >> 1)
     s.depot_max = <uint32_t>min(<uint64_t>DEPOT_SLOTS, most >> 6)
     s.refcount = 1
     s.python_ctor = ctor is not None and c_ctor == 0

@@ -22,7 +22,7 @@ from realmem.compiler cimport (
 )
 from realmem.types cimport (
     AREA_MAGAZINES, GFP_ACCOUNT, GFP_COMP, GFP_DMA, GFP_RECLAIMABLE, GFP_ZERO, PAGE_SHIFT,
-    PAGE_SIZE, PG_head, PG_slab, cpu_area, machine, page, page_address, page_zone,
+    PAGE_SIZE, PG_head, cpu_area, machine, page, page_address, page_zone,
 )
 
 cdef enum:
@@ -60,14 +60,14 @@ cdef void* kmalloc(machine* m, uint64_t size, uint32_t gfp) noexcept nogil:
 cdef void kfree(machine* m, const void* object) noexcept nogil:
     cdef cpu_area* area = current_area()
     cdef magazine* mag
-    cdef const page* p
+    cdef uint64_t back
     cdef uint64_t top
     poke_int(&area.busy, 1)
     barrier()
     if likely(area.fast == m.objects_fast and <uint64_t>object > ZERO_SIZE_PTR):
-        p = object_page(m, object)
-        if likely(p.flags >> PG_slab & 1):
-            mag = area_magazine(area, (<const slab*>p).magazine_back)
+        back = object_page(m, object).slab_word
+        if likely(back != 0):
+            mag = area_magazine(area, back)
             top = mag.top
             if likely(top < mag.end):
                 last_slot(mag, top)[1] = <void*>object

@@ -247,7 +247,8 @@ cdef void area_reset(machine* m, cpu_area* area) noexcept nogil:
     area.quick.page = NULL
     area.quick.nr_pages = 0
     forget_memos(area)
-    madvise(<char*>area - AREA_MAGAZINES, AREA_MAGAZINES, MADV_DONTNEED)    # zeroes them
+    # Zeroes the magazines; the area does not begin with a page.
+    madvise(<char*>area - AREA_MAGAZINES, AREA_MAGAZINES & ~<uint64_t>4095, MADV_DONTNEED)
     for i in range(NR_VM_EVENT_ITEMS):
         area.events[i] = 0
     for i in range(m.nr_zones):

@@ -7,7 +7,7 @@
 # (types.pxd: cpu_area).  Everything else leaves by a pointer, lest it be inlined.  They are bound
 # by how soon a load sees the store before it: hence one word, top, and no other state.
 from libc.stdint cimport uint32_t, uint64_t
-from libc.string cimport memcpy, memmove, memset
+from libc.string cimport memcpy, memset
 
 from realmem._kernel.fault_inject cimport should_fail
 from realmem._kernel.percpu cimport (
@@ -161,19 +161,18 @@ cdef void* slab_alloc_slow(kmem_cache* s, uint32_t gfp, int nid) noexcept nogil:
     return object
 
 
-# Fill half of an empty magazine, from the depot or else from partial slabs; returns how many.
+# Put a batch into an empty magazine, from the depot or else from partial slabs; returns how many.
 cdef uint32_t refill(kmem_cache* s, cpu_area* area, magazine* mag) noexcept nogil:
     cdef kmem_cache_node* n = s.nodes + area.mem_nid
-    cdef uint32_t batch = s.capacity >> 1
     cdef uint32_t got = 0
     if n.depot_n != 0:
         spin_lock(&n.depot_lock)
-        got = min(n.depot_n, batch)
+        got = min(n.depot_n, s.batch)
         n.depot_n -= got
         memcpy(mag.slots, n.depot + n.depot_n, got * sizeof(void*))
         spin_unlock(&n.depot_lock)
     if got == 0:
-        got = take_objects(s, n, mag.slots, batch)
+        got = take_objects(s, n, mag.slots, s.batch)
     mag.top = got * sizeof(void*)
     return got
 
@@ -261,12 +260,11 @@ cdef void slab_free_slow(kmem_cache* s, void* object) noexcept nogil:
         discard_slabs(s.machine, &empty)
 
 
-# Make room in a full magazine: the older half leaves.
+# Make room in a full magazine.  What came last leaves: it is often another thread's, and goes
+# back to it through the few slots and lines that both have at hand.
 cdef void spill(kmem_cache* s, cpu_area* area, magazine* mag, list_head* empty) noexcept nogil:
-    cdef uint32_t half = (s.capacity + 1) >> 1
-    to_depot(s, s.nodes + area.mem_nid, mag.slots, half, empty)
-    mag.top -= half * sizeof(void*)
-    memmove(mag.slots, mag.slots + half, mag.top)
+    mag.top -= s.batch * sizeof(void*)
+    to_depot(s, s.nodes + area.mem_nid, mag.slots + magazine_count(mag), s.batch, empty)
 
 
 # Objects of one node to its depot, or to their slabs when that is full.
@@ -285,7 +283,7 @@ cdef void to_depot(kmem_cache* s, kmem_cache_node* n, void** objects, uint32_t c
 # Objects of other nodes: those of each at once.
 cdef void send_home(kmem_cache* s, void** objects, uint32_t count,
                     list_head* empty) noexcept nogil:
-    cdef void* batch[39]            # REMOTE_SLOTS
+    cdef void* batch[35]            # REMOTE_SLOTS
     cdef machine* m = s.machine
     cdef uint32_t n
     cdef uint32_t i

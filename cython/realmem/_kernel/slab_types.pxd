@@ -12,10 +12,11 @@ from realmem.types cimport (
 )
 
 cdef enum:
-    MAGAZINE_SLOTS = 1022
-    REMOTE_SLOTS = 39
-    DEPOT_SLOTS = 4088          # 8 half magazines
-    MAGAZINE_BYTES = 8512       # 133 cache lines: headers fall on all sets of the cache
+    MAGAZINE_SLOTS = 2046       # so that a thread that holds a thousand objects keeps to itself
+    REMOTE_SLOTS = 35
+    BATCH_SLOTS = 128
+    DEPOT_SLOTS = 4088
+    MAGAZINE_BYTES = 16704      # 261 cache lines: headers fall on all sets of the cache
     NR_MAGAZINES = 512          # of each area, so of a machine
     NO_MAGAZINE = 0             # the slot that is always empty and full: to the slow path
     KMALLOC_SHIFT_HIGH = 13
@@ -42,13 +43,18 @@ cdef enum:
 #
 # `top` counts bytes of slots, so the last object stands `top` bytes behind top itself; and an
 # empty magazine, also one never used, reads top for it: 0, no object.
+#
+# Here, in kmem_cache and in cpu_area the words of the fast paths stand in the second half of a
+# line.  Objects begin with lines or pages and are written there first, and a processor that
+# compares the low bits of addresses only takes such a store for one to these words: a pair
+# then costs up to twice as much.
 cdef struct magazine:
+    uint64_t nr_remote
+    uint64_t pad[4]
     uint64_t end                # what top may grow to; 0 until first used
-    uint32_t nr_remote
-    uint32_t pad
     uint64_t top
-    void* slots[1022]           # MAGAZINE_SLOTS; the last is given out first
-    void* remote[39]            # REMOTE_SLOTS: of other nodes, on their way home
+    void* slots[2046]           # MAGAZINE_SLOTS; the last is given out first
+    void* remote[35]            # REMOTE_SLOTS: of other nodes, on their way home
 
 # A cache's slabs on one node.
 cdef struct kmem_cache_node:
@@ -70,8 +76,11 @@ cdef struct kmem_cache_node:
 
 cdef struct kmem_cache:
     # Read-only after creation.
-    machine* fast_for           # machine.objects_fast
     machine* machine
+    void (*ctor)(void* object) noexcept nogil
+    kmem_cache_node* nodes
+    uint64_t bytes              # of this structure's mapping
+    machine* fast_for           # machine.objects_fast
     uint32_t magazine_back      # from an area back to this cache's magazine
     uint32_t flags              # SLAB_*
     uint32_t object_size        # asked for
@@ -86,12 +95,10 @@ cdef struct kmem_cache:
     uint32_t gfp                # added to each request for pages
     uint32_t capacity           # of a magazine
     uint32_t depot_max          # objects
-    void (*ctor)(void* object) noexcept nogil
+    uint32_t batch              # moved at once between magazine and depot or slabs
     int32_t python_ctor         # slabs are made by the face only
     int32_t slot                # of the magazine
     int32_t refcount            # names that it goes by
-    kmem_cache_node* nodes
-    uint64_t bytes              # of this structure's mapping
     kmem_cache* next            # newest first; guarded by slab_state.lock
 
 cdef struct slab_state:

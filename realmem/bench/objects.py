@@ -3,7 +3,7 @@ What an object costs: slab caches and kmalloc, by size, pattern and thread, besi
 
 All figures are nanoseconds for one allocation and its free, with one store to the object between
 them.  The loops are compiled (``cython/realmem/_bench/objects.pyx``); rows that are compared run
-in turns within one session.
+in turns within one session, and there are several sessions.
 
 Beside them stand tcmalloc, mimalloc and jemalloc where the host has them installed (Debian's
 ``libtcmalloc-minimal4``, ``libmimalloc2.0``, ``libjemalloc2``).  Libraries that keep thread-local
@@ -17,7 +17,7 @@ import ctypes
 import itertools
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -29,11 +29,12 @@ from realmem.layout import SLAB
 
 if TYPE_CHECKING:
     from realmem.machine import Machine
-    from realmem.node import Node
 
 SIZES = (8, 64, 192, 1024, 4096)
 BATCHES = (10, 100, 1000)
 BATCH_PATTERNS = ("lifo", "fifo", "random")
+SESSIONS = 5
+OURS = ("kmem_cache", "kmalloc")
 PEERS = (
     ("tcmalloc", ("libtcmalloc_minimal.so.4", "libtcmalloc.so.4"), "tc_"),
     ("mimalloc", ("libmimalloc.so.2", "libmimalloc.so.3"), "mi_"),
@@ -44,37 +45,50 @@ PEERS = (
 @dataclass
 class Row:
     """
-    One row of a session.
+    A row.
 
-    :ivar allocator: a compiled allocator under test.
+    :ivar allocator: its name.
     :ivar label: what tells the row from the others in results.
     :ivar ns: a sample a round.
     """
 
-    allocator: Any
+    allocator: str
     label: dict[str, Param]
     ns: list[float] = field(default_factory=list)
 
 
-class Rows:
+class Session:
     """
-    A session: rows measured in turns by pinned threads.
+    Rows measured in turns by pinned threads, on one machine.
 
-    :param cpus: one host CPU for each thread.
-    :param rounds: samples a row.
-    :param seed: of the order that ``"random"`` frees in.
+    :param machine: what serves ours.
+    :param options: see :class:`realmem.bench.registry.Options`.
     """
 
-    def __init__(self, cpus: list[int], rounds: int, seed: int) -> None:
+    def __init__(self, machine: Machine, options: Options) -> None:
         from realmem._bench import objects
 
-        self.compiled = objects
-        self.cpus = cpus
-        self._session = objects.Session(len(cpus), rounds)
-        self._shuffler = random.Random(seed)
+        node = machine.nodes[0]
+        most = min(len(runnable(node)), options.threads or 2, 2)
+        self._machine = machine
+        self._quick = options.quick
+        self._cpus = runnable(node)[:most]
+        self._compiled = objects
+        self._session = objects.Session(most, 20 if options.quick else 80)
+        self._shuffler = random.Random(options.seed)
         self.rows: list[Row] = []
 
-    def add(self, allocator: Any, pattern: str, size: int, held: int, threads: int) -> None:
+    def add_all(self, size: int, mallocs: Mapping[str, tuple[int, int]], passing: bool) -> None:
+        """Add all rows of one size, those that are compared one after the other."""
+        compiled = self._compiled
+        cache = self._machine.kmem_cache_create(f"bench-{size}", size, flags=SLAB.NO_MERGE)
+        everybody = [compiled.of_cache(cache), compiled.of_kmalloc(cache, size)]
+        everybody += [compiled.of_malloc(name, *both, size) for name, both in mallocs.items()]
+        for pattern, held, threads in plan(len(self._cpus), self._quick, passing):
+            for allocator in everybody:
+                self._add(allocator, pattern, size, held, threads)
+
+    def _add(self, allocator: Any, pattern: str, size: int, held: int, threads: int) -> None:
         """Add a row of about two thousand pairs a sample."""
         shuffle = list(range(held))
         self._shuffler.shuffle(shuffle)
@@ -83,7 +97,7 @@ class Rows:
         label: dict[str, Param] = {"size": size, "pattern": pattern, "threads": threads}
         if held > 1:
             label["held"] = held
-        self.rows.append(Row(allocator, label))
+        self.rows.append(Row(allocator.name, label))
 
     def measure(self) -> None:
         """
@@ -92,13 +106,17 @@ class Rows:
         :raises MemoryError: an allocator ran out.
         :raises OSError: a CPU is not allowed.
         """
-        run_pinned(self._session, self.cpus)
+        run_pinned(self._session, self._cpus)
         for number, row in enumerate(self.rows):
             row.ns = self._session.samples(number)
 
 
-def plan(threads: int, quick: bool) -> Iterator[tuple[str, int, int]]:
-    """List the (pattern, held, threads) of one size."""
+def plan(threads: int, quick: bool, passing: bool) -> Iterator[tuple[str, int, int]]:
+    """List the (pattern, held, threads) of one size; what passes objects on stands apart."""
+    if passing:
+        if threads > 1:
+            yield "passed", 1, 2
+        return
     patterns: list[tuple[str, int]] = [("same", 1)]
     if quick:
         patterns += [("random", 100)]
@@ -107,8 +125,6 @@ def plan(threads: int, quick: bool) -> Iterator[tuple[str, int, int]]:
     for pattern, held in patterns:
         for nr in range(1, threads + 1):
             yield pattern, held, nr
-    if threads > 1:
-        yield "passed", 1, 2
 
 
 def run(options: Options) -> Iterator[Result]:
@@ -120,37 +136,52 @@ def run(options: Options) -> Iterator[Result]:
     """
     from realmem.machine import Machine
 
+    rows = measure(options, {})
     with Machine(nodes=1, memory="256M" if options.quick else "512M") as machine:
-        node = machine.nodes[0]
-        rows = _rows(node, options)
-        for size in SIZES:
-            options.progress(f"objects of {size} bytes")
-            for allocator in _ours(machine, rows, size):
-                for pattern, held, threads in plan(len(rows.cpus), options.quick):
-                    rows.add(allocator, pattern, size, held, threads)
-        rows.measure()
-        for row in rows.rows:
-            yield _result(row.allocator.name, row.ns, row.label, machine)
+        for row in rows:
+            yield _result(row.allocator, row.ns, row.label, machine)
         options.progress("objects from Python")
         yield from _from_python(machine, options)
         yield from _constructed(machine, options)
 
 
-def _rows(node: Node, options: Options) -> Rows:
-    most = min(len(runnable(node)), options.threads or 2, 2)
-    return Rows(runnable(node)[:most], 20 if options.quick else 100, options.seed)
+def measure(options: Options, mallocs: Mapping[str, tuple[int, int]]) -> list[Row]:
+    """
+    Measure all rows in several sessions, each with a machine and threads of its own.
 
+    How addresses fall on a processor's caches stays the same for a session and may make any
+    row up to twice as slow: a row's samples are of several.  Passing objects between threads
+    leaves every allocator's memory mixed, so those rows come after all others.
 
-def _ours(machine: Machine, rows: Rows, size: int) -> list[Any]:
-    cache = machine.kmem_cache_create(f"bench-{size}", size, flags=SLAB.NO_MERGE)
-    return [rows.compiled.of_cache(cache), rows.compiled.of_kmalloc(cache, size)]
+    :param options: see :class:`realmem.bench.registry.Options`.
+    :param mallocs: allocators beside ours: addresses of malloc and free by name.
+    :return: the rows, each with the samples of all sessions.
+    """
+    from realmem.machine import Machine
+
+    rows: dict[tuple[object, ...], Row] = {}
+    sessions = 1 if options.quick else SESSIONS
+    for number in range(2 * sessions):
+        options.progress(f"objects, session {number + 1} of {2 * sessions}")
+        with Machine(nodes=1, memory="256M" if options.quick else "512M") as machine:
+            session = Session(machine, options)
+            for size in SIZES:
+                session.add_all(size, mallocs, passing=number >= sessions)
+            session.measure()
+        for row in session.rows:
+            key = (row.allocator, *row.label.items())
+            if key in rows:
+                rows[key].ns += row.ns
+            else:
+                rows[key] = row
+    return list(rows.values())
 
 
 # ---- from Python ----
 
 
 def _from_python(machine: Machine, options: Options) -> Iterator[Result]:
-    cache = machine.kmem_caches["bench-64"]
+    cache = machine.kmem_cache_create("bench-64", 64, flags=SLAB.NO_MERGE)
     rounds = 20 if options.quick else 100
     figures: dict[str, list[float]] = {"cache.alloc": [], "kmalloc": [], "alloc_bulk": []}
     with pinned_to(runnable(machine.nodes[0])[:1]):
@@ -236,41 +267,27 @@ def peers(options: Options) -> Iterator[PeerResult]:
     :return: for each peer, row and of ours one result; one without figures where a peer is
         missing.
     """
-    from realmem.machine import Machine
-
     found = {name: load(files, prefix) for name, files, prefix in PEERS}
     for name, functions in found.items():
         if functions is None:
             yield PeerResult("objects", name, "kmem_cache", "ns")
     if not any(found.values()):
         return
-    options.progress("objects beside other allocators")
-    with Machine(nodes=1, memory="512M") as machine:
-        rows = _rows(machine.nodes[0], options)
-        for size in SIZES:
-            everybody = _ours(machine, rows, size)
-            everybody += [
-                rows.compiled.of_malloc(name, *functions, size)
-                for name, functions in found.items()
-                if functions is not None
-            ]
-            for pattern, held, threads in plan(len(rows.cpus), options.quick):
-                for allocator in everybody:
-                    rows.add(allocator, pattern, size, held, threads)
-        rows.measure()
-        yield from _compare(rows.rows)
+    yield from _compare(
+        measure(options, {name: both for name, both in found.items() if both is not None})
+    )
 
 
 def _compare(rows: list[Row]) -> Iterator[PeerResult]:
     ours: dict[str, Row] = {}
     for row in rows:
-        if row.allocator.name in ("kmem_cache", "kmalloc"):
-            ours[row.allocator.name] = row
+        if row.allocator in OURS:
+            ours[row.allocator] = row
             continue
         for metric, mine in ours.items():
             yield PeerResult(
                 "objects",
-                row.allocator.name,
+                row.allocator,
                 metric,
                 "ns",
                 ours=tuple(mine.ns),

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from realmem.bench.facts import is_busy
+from realmem.bench.standing import Standing, standings
 from realmem.bench.stats import median
 from realmem.cli.bench_words import (
     bars,
@@ -262,6 +263,28 @@ def show_peers(console: Console, peers: Sequence[PeerResult]) -> None:
                   "peer's own rounds", style="dim", highlight=False)
     for note in distinct(f"{peer.peer}: {peer.note}" for peer in peers if peer.note):
         console.print(note, style="dim", highlight=False)
+    _show_standings(console, standings(peers))
+
+
+def _show_standings(console: Console, found: Sequence[Standing]) -> None:
+    if not found:
+        return
+    _print_title(console, "Ours over the fastest of the others, row by row")
+
+    def layout(minima: bool) -> Grid:
+        names = ["rows", "mean", "worst", *(["mean of min", "worst of min"] if minima else [])]
+        rows = []
+        for one in found:
+            ratios = [one.mean, one.worst]
+            if minima:
+                ratios += [one.mean_of_minima, one.worst_of_minima]
+            rows.append([one.what, str(one.rows), *(f"{ratio:.2f}" for ratio in ratios)])
+        return Grid([Column("what"), *figures(*names)], rows)
+
+    layouts = [partial(layout, True), partial(layout, False)]
+    console.print(first_that_fits(console, layouts)[1].table())
+    console.print("geometric means of ratios of medians, and of minima", style="dim",
+                  highlight=False)
 
 
 def show_comparison(console: Console, comparison: Comparison) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import os
 
 import pytest
 
@@ -199,8 +200,17 @@ OPERATIONS = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_cpu():
+    """A thread that changed nodes would leave objects in slabs of both."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    yield
+    os.sched_setaffinity(0, before)
+
+
 @pytest.fixture(scope="module")
-def bench():
+def bench(one_cpu):
     with rm.Machine(nodes=2, memory="24M", window="1G") as machine:
         yield Bench(machine)
 

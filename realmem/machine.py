@@ -333,6 +333,17 @@ class Machine:
         self._allocator.check_alive()
         return self._allocator
 
+    @property
+    def vmalloc_area(self) -> VmallocSpace:
+        """
+        The vmalloc area, for code that cimports vmalloc() and kvmalloc().
+
+        :raises HostError: no host address space for it.
+        :raises OutOfMemory: no memory to describe it.
+        """
+        self._vmalloc.start_area()
+        return self._vmalloc
+
     # ---- slab caches ----
 
     @property

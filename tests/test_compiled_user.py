@@ -15,6 +15,16 @@ import pytest
 
 import realmem as rm
 
+# What the README has no need of.
+MORE = '''
+
+def give_back(MachineCore core, addr):
+    return vfree(core.m, <void*><size_t>addr)
+
+
+def keep(MachineCore core, size):
+    return <size_t>vmalloc(core.m, size, GFP_KERNEL)
+'''
 README = Path(__file__).resolve().parent.parent / "README.md"
 
 
@@ -22,7 +32,7 @@ README = Path(__file__).resolve().parent.parent / "README.md"
 def example(tmp_path_factory):
     text = re.search(r"<!-- example\.pyx -->\n```cython\n(.*?)```\n", README.read_text(), re.S)[1]
     folder = tmp_path_factory.mktemp("example")
-    (folder / "example.pyx").write_text(text)
+    (folder / "example.pyx").write_text(text + MORE)
     compiler = shlex.split(sysconfig.get_config_var("CC") or "cc")
     if shutil.which(compiler[0]) is None:
         compiler = ["cc"]
@@ -60,6 +70,52 @@ def test_what_compiled_code_allocated_python_may_free(example):
         with machine.inject("page_alloc", probability=1):
             assert example.churn(cache, 5) == 0
         assert example.churn(cache, 5) == 5
+        machine.check()
+
+
+def test_vmalloc_and_kvmalloc(example):
+    with rm.Machine(memory="16M", window="1G") as machine:
+        with pytest.raises(MemoryError):
+            example.frames(machine.core, 3)         # no area yet
+        assert example.fill(machine.core, 5000)     # kmalloc() has it
+        assert machine.vmalloc_area.base == machine.vmalloc_base != 0
+        frames = example.frames(machine.core, 700)
+        assert len(set(frames)) == 700
+        assert all(not machine.pfn_to_page(pfn).refcount for pfn in frames)
+        assert machine.procfs["/proc/vmallocinfo"].count("vmalloc") == 0
+        for size in (1, 5000, 3 << 20, 6 << 20):
+            assert example.fill(machine.core, size)
+        assert not example.fill(machine.core, 17 << 20)
+        for size in (0, -rm.PAGE_SIZE, 1 << 25):
+            with pytest.raises(MemoryError):
+                example.frames(machine.core, size // rm.PAGE_SIZE)
+        for point in ("page_alloc", "slab"):
+            nth, failed = 0, True
+            while failed:
+                nth += 1
+                with machine.inject(point, nth=nth, times=1 << 40) as injection:
+                    try:
+                        example.frames(machine.core, 600)
+                    except MemoryError:
+                        assert injection.failures
+                failed = injection.failures != 0
+                machine.check()
+            assert nth > 1
+        machine.check()
+
+
+def test_whose_area_it_is(example):
+    """vmallocinfo names no caller that was not it."""
+    with rm.Machine(memory="16M", window="1G") as machine:
+        addr = machine.vmalloc(rm.PAGE_SIZE)
+        assert "test_whose_area_it_is" in machine.procfs["/proc/vmallocinfo"]
+        assert example.give_back(machine.core, addr) == 0
+        assert example.give_back(machine.core, addr) != 0           # twice: it says so
+        machine.vm_unmap_aliases()
+        assert example.keep(machine.core, rm.PAGE_SIZE) == addr     # at the same place
+        text = machine.procfs["/proc/vmallocinfo"]
+        assert "pages=1" in text
+        assert "test_whose_area_it_is" not in text
         machine.check()
 
 

@@ -397,6 +397,7 @@ cdef struct machine:
     int64_t nr_bad_pages
     uint64_t bad_pfn
     fault_attr faults[2]        # NR_INJECT_POINTS
+    void* vmap                  # vmap_space (_kernel/mm_types.pxd); NULL until it is used
 
 cdef inline uint64_t page_to_pfn(const machine* m, const page* p) noexcept nogil:
     return (<uint64_t>p - <uint64_t>m.vmemmap) >> STRUCT_PAGE_SHIFT

@@ -8,14 +8,12 @@ from realmem._core.arguments cimport as_gfp, as_int
 from realmem._core.slabs cimport SlabAllocator
 from realmem._core.vmalloc cimport VmallocSpace
 from realmem._kernel.kmalloc cimport ZERO_SIZE_PTR, kfree, kmalloc, kmalloc_node
+from realmem._kernel.vmem cimport KVMALLOC_MAX_SIZE, kmalloc_gfp_adjust
 from realmem.types cimport (
-    GFP_DIRECT_RECLAIM, GFP_KERNEL, GFP_NOFAIL, GFP_NORETRY, GFP_NOWARN, GFP_RETRY_MAYFAIL,
-    GFP_ZERO, MAX_PAGE_ORDER, PAGE_SIZE,
+    GFP_DIRECT_RECLAIM, GFP_KERNEL, GFP_ZERO, MAX_PAGE_ORDER, PAGE_SIZE,
 )
 
 from realmem.layout import parse_size
-
-cdef enum: INT_MAX = 0x7FFFFFFF
 
 
 cdef class KvMalloc:
@@ -55,17 +53,11 @@ cdef class KvMalloc:
 
     cdef object take(self, int64_t size, uint32_t gfp, int nid):
         cdef void* object
-        cdef uint32_t light = gfp
+        cdef uint32_t light = kmalloc_gfp_adjust(gfp, size)
         cdef unsigned int order = 0
-        if size < 0 or size > INT_MAX:
+        if size < 0 or size > KVMALLOC_MAX_SIZE:
             raise ValueError(f"size {size} is not within 0 and 2 GiB - 1")
         self.slabs.may_alloc(gfp)
-        if size > PAGE_SIZE:
-            # A short look, since there is another way: compare kmalloc_gfp_adjust().
-            light |= GFP_NOWARN
-            if not gfp & GFP_RETRY_MAYFAIL:
-                light |= GFP_NORETRY
-            light &= ~<uint32_t>GFP_NOFAIL
         object = (kmalloc(self.slabs.m, size, light) if nid < 0
                   else kmalloc_node(self.slabs.m, size, light, nid))
         if object != NULL:

@@ -11,7 +11,7 @@ from libc.stdlib cimport free, malloc
 from realmem._core.arguments cimport as_gfp, as_int
 from realmem._core.vmap_space cimport VmapSpace, as_address
 from realmem._kernel.mm_types cimport (
-    VM_ALLOC, VM_MAP, VMALLOC_MAX_SHIFT, VMAP_DEFERRED, VMAP_RAM,
+    VM_ALLOC, VM_MAP, VMALLOC_MAX_SHIFT, VMAP_CALLER, VMAP_DEFERRED, VMAP_RAM,
 )
 from realmem._kernel.vmap cimport (
     VMAP_CLOSED, VMAP_FREED, VMAP_INTERIOR, VMAP_NO_SPACE, VMAP_NOWHERE, VMAP_OK,
@@ -86,7 +86,7 @@ cdef class VmallocSpace(VmapSpace):
         self.settle()
         self.core.busy += 1
         with nogil:
-            rc = vmalloc_range(&self.space, wanted, to, gfp, nid, &addr)
+            rc = vmalloc_range(&self.space, wanted, to, gfp, nid, VMAP_CALLER, &addr)
         self.core.busy -= 1
         if unlikely(rc != VMAP_OK):
             self.raise_failure(rc, wanted, gfp, nid)

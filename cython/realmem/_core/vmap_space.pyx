@@ -12,7 +12,9 @@ from realmem._core.faults cimport check_owner
 from realmem._core.frames cimport new_page
 from realmem._core.mm cimport Mmu
 from realmem._core.pages cimport PageAllocator
-from realmem._kernel.mm_types cimport VM_UNINITIALIZED, VMALLOC_MAX_SHIFT
+from realmem._kernel.mm_types cimport (
+    VM_ALLOC, VM_UNINITIALIZED, VMALLOC_MAX_SHIFT, VMAP_CALLER,
+)
 from realmem._kernel.percpu cimport get_cpu_area
 from realmem._kernel.vmap cimport (
     VMAP_NO_PAGES, VMAP_OK, vmap_covers, vmap_exit, vmap_info, vmap_init,
@@ -129,9 +131,13 @@ cdef class VmapSpace:
             at = info.end
             if info.flags & VM_UNINITIALIZED:
                 continue
+            # What compiled code made may stand where Python's was, which it freed.
+            caller = None
+            if info.flags & VMAP_CALLER or not info.flags & VM_ALLOC:
+                caller = self.callers.get(info.start)
             nodes = {nid: info.nodes[nid] for nid in range(self.core.m.nr_nodes)}
             found.append((self.host(info.start), self.host(info.end), info.flags, info.nr_pages,
-                          nodes, name_of(self.callers.get(info.start))))
+                          nodes, name_of(caller)))
         while vmap_lazy_info(&self.space, i, &info):
             found.append((self.host(info.start), self.host(info.end), 0, 0, {}, ""))
             i += 1
@@ -160,6 +166,11 @@ cdef class VmapSpace:
         return self.space.mm.exports
 
     # ---- life ----
+
+    def start_area(self):
+        """Reserve the addresses, if that has not been done, for compiled code to use."""
+        self.core.usable()
+        self.ready()
 
     cdef int ready(self) except -1:
         if unlikely(self.mmu is None):

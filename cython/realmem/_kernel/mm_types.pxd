@@ -95,6 +95,7 @@ cdef enum:
     VM_UNINITIALIZED = 0x20     # not all is mapped yet; nobody knows its address
     VMAP_RAM = 0x10000          # vm_map_ram(); no guard page
     VMAP_DEFERRED = 0x20000     # vfree() came in atomic context
+    VMAP_CALLER = 0x40000       # Python knows who made it
     VMAP_KIND = 0x10006         # one of VM_ALLOC, VM_MAP, VMAP_RAM
 cdef struct vmap_area:
     uint64_t start

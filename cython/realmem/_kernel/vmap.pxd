@@ -37,11 +37,12 @@ cdef int vmap_init(vmap_space* s, mmu* u, uint64_t* length_ref) noexcept nogil
 cdef void vmap_exit(vmap_space* s) noexcept nogil
 
 # `size` bytes of frames, from node nid first (-1: the calling CPU's), and a guard page.
+# `flags` (0 or VMAP_CALLER) are the area's besides VM_ALLOC.
 # Mirrors: __vmalloc_node_range() => vm_area_alloc_pages(), vmap_pages_range().
 # Preconditions: 0 < size, align is a power of two from PAGE_SIZE on.
 # Returns: VMAP_OK with addr_ret set; else nothing is left behind.
 cdef int vmalloc_range(vmap_space* s, uint64_t size, uint64_t align, uint32_t gfp, int nid,
-                       uint64_t* addr_ret) noexcept nogil
+                       uint64_t flags, uint64_t* addr_ret) noexcept nogil
 
 # Map n frames that somebody else owns; `kind` is VM_MAP (with a guard page) or VMAP_RAM.
 # A reference is held on the head of each block, so that no frame is freed under the mapping.

@@ -57,6 +57,7 @@ cdef int vmap_init(vmap_space* s, mmu* u, uint64_t* length_ref) noexcept nogil:
     # Compare lazy_max_pages().
     s.lazy_max = <int64_t>(fls(max(cpus, 1)) + 1) * (LAZY_BYTES >> PAGE_SHIFT)
     u.vmap = s
+    u.m.vmap = s
     return VMAP_OK
 
 
@@ -76,6 +77,7 @@ cdef void vmap_exit(vmap_space* s) noexcept nogil:
     vmap_areas_exit(s)
     mm_core_put(mm)
     mm.mmu.vmap = NULL
+    mm.mmu.m.vmap = NULL
     mm.state = MM_DEAD
     mm.mmu = NULL
     mutex_unlock(&mm.lock)
@@ -93,7 +95,7 @@ cdef inline bint lock_live(vmap_space* s) noexcept nogil:
 # ---- making areas -----------------------------------------------------------
 
 cdef int vmalloc_range(vmap_space* s, uint64_t size, uint64_t align, uint32_t gfp, int nid,
-                       uint64_t* addr_ret) noexcept nogil:
+                       uint64_t flags, uint64_t* addr_ret) noexcept nogil:
     cdef uint64_t n = (size + PAGE_SIZE - 1) >> PAGE_SHIFT
     cdef uint64_t done = 0
     cdef uint64_t got, mapped
@@ -104,8 +106,8 @@ cdef int vmalloc_range(vmap_space* s, uint64_t size, uint64_t align, uint32_t gf
     if not lock_live(s):
         return VMAP_CLOSED
     m = s.mm.mmu.m
-    area = alloc_vmap_area_locked(s, (n + 1) << PAGE_SHIFT, align, VM_ALLOC | VM_UNINITIALIZED,
-                                  &rc)
+    area = alloc_vmap_area_locked(s, (n + 1) << PAGE_SHIFT, align,
+                                  VM_ALLOC | VM_UNINITIALIZED | flags, &rc)
     mutex_unlock(&s.mm.lock)
     if area == NULL:
         return VMAP_NO_PAGES if rc == -ENOMEM else VMAP_NO_SPACE

@@ -22,6 +22,14 @@ def give_back(MachineCore core, addr):
     return vfree(core.m, <void*><size_t>addr)
 
 
+def take(KmemCache cache):
+    return <size_t>kmem_cache_alloc(cache.s, GFP_KERNEL)
+
+
+def give(KmemCache cache, addr):
+    kmem_cache_free(cache.s, <void*><size_t>addr)
+
+
 def keep(MachineCore core, size):
     return <size_t>vmalloc(core.m, size, GFP_KERNEL)
 '''
@@ -70,6 +78,26 @@ def test_what_compiled_code_allocated_python_may_free(example):
         with machine.inject("page_alloc", probability=1):
             assert example.churn(cache, 5) == 0
         assert example.churn(cache, 5) == 5
+        machine.check()
+        for free in (cache.free, machine.kfree, lambda addr: cache.free_bulk([addr])):
+            addr = example.take(cache)
+            for wrong in (addr + 8, addr - 1):
+                with pytest.raises(rm.AllocatorError):
+                    free(wrong)
+            with pytest.raises(rm.AllocatorError, match="wrong slab cache"):
+                machine.kmem_caches["kmalloc-64"].free(addr)
+            free(addr)
+            with pytest.raises(rm.AllocatorError, match="double free"):
+                free(addr)
+            machine.check()
+        # Whoever had it last: what compiled code freed after Python is caught as well.
+        addr = cache.alloc()
+        cache.free(addr)
+        again = example.take(cache)
+        assert again == addr
+        example.give(cache, again)
+        with pytest.raises(rm.AllocatorError, match="double free"):
+            cache.free(addr)
         machine.check()
 
 

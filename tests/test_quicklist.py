@@ -9,6 +9,7 @@ import time
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from threads import storm
 
 from realmem.errors import AllocatorError, InvariantError, OutOfMemory
 from realmem.layout import (
@@ -244,24 +245,14 @@ def test_a_thread_that_ends_leaves_none(machine):
 
 
 def test_two_threads(machine):
-    errors = []
+    def work(seed):
+        for i in range(60):
+            process = with_tables(machine, (seed + i) % 7)
+            if i % 20 == 0:
+                machine.quicklists.trim()
+            process.exit()
 
-    def storm(seed):
-        try:
-            for i in range(60):
-                process = with_tables(machine, (seed + i) % 7)
-                if i % 20 == 0:
-                    machine.quicklists.trim()
-                process.exit()
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=storm, args=(seed,)) for seed in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors == []
+    storm(work)
     machine.check()
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-import threading
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from threads import storm
 
 import realmem as rm
 from realmem.layout import PAGE_SIZE, PROT_READ
@@ -339,9 +339,7 @@ def test_a_purge_comes_by_itself(machine):
 
 
 def test_two_threads(machine):
-    errors: list[BaseException] = []
-
-    def storm(seed: int) -> None:
+    def work(seed: int) -> None:
         live: list[tuple[int, int, int]] = []
         try:
             for i in range(150):
@@ -357,17 +355,11 @@ def test_two_threads(machine):
                 if i % 50 == 0:
                     machine.vm_unmap_aliases()
                     machine.check()
-        except BaseException as error:
-            errors.append(error)
-        for addr, _, _ in live:
-            machine.vfree(addr)
+        finally:
+            for addr, _, _ in live:
+                machine.vfree(addr)
 
-    threads = [threading.Thread(target=storm, args=(seed,)) for seed in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors == []
+    storm(work)
 
 
 def test_tables_of_the_kernel_half(machine):

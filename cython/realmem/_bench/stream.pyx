@@ -5,30 +5,23 @@ Streaming kernels: how fast bytes come and go when nothing waits for anything.
 A :class:`Gang` is a number of threads that run the same kernel on their own slices of three
 arrays, each pass starting together.
 """
-from libc.stdint cimport uint64_t, uintptr_t
+from libc.stdint cimport int32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+
+from realmem._bench.meeting cimport meet_unless, now_ns
 
 cdef extern from *:
     """
-    #include <sched.h>
     #include <sys/resource.h>
     static inline long rm_preemptions(void)
     {
         struct rusage usage;
         return getrusage(RUSAGE_THREAD, &usage) ? 0 : usage.ru_nivcsw;
     }
-    #if defined(__x86_64__) || defined(__i386__)
-    #define rm_pause() __builtin_ia32_pause()
-    #else
-    #define rm_pause() __asm__ __volatile__("" ::: "memory")
-    #endif
     """
     # Arrays of one kernel never overlap; without this promise the compiler checks at run time,
     # and does not make a copy what STREAM's copy is (a memcpy).
     ctypedef double* array_t "double *__restrict__"
-    void pause "rm_pause"() noexcept nogil
-    int sched_yield() noexcept nogil
     long preemptions "rm_preemptions"() noexcept nogil      # of the calling thread, so far
     int load_int "__atomic_load_n"(int* p, int order) noexcept nogil
     void store_int "__atomic_store_n"(int* p, int value, int order) noexcept nogil
@@ -36,7 +29,6 @@ cdef extern from *:
     enum: ACQUIRE "__ATOMIC_ACQUIRE"
     enum: RELEASE "__ATOMIC_RELEASE"
     enum: ACQ_REL "__ATOMIC_ACQ_REL"
-    enum: RELAXED "__ATOMIC_RELAXED"
 
 # name -> (number, bytes moved for each element); as STREAM counts them, so a store's
 # read for ownership is not counted.
@@ -123,12 +115,6 @@ functions[ADD] = add
 functions[TRIAD] = triad
 
 
-cdef inline double now() noexcept nogil:
-    cdef timespec t
-    clock_gettime(CLOCK_MONOTONIC, &t)
-    return <double>t.tv_sec + 1e-9 * <double>t.tv_nsec
-
-
 cdef class Gang:
     """
     Threads that run kernels in step.
@@ -143,9 +129,8 @@ cdef class Gang:
     """
 
     cdef int threads
-    cdef int arrived
-    cdef int round
-    cdef int cancelled
+    cdef int32_t arrived
+    cdef int32_t cancelled
     cdef int passes
     cdef int nr_kernels
     cdef int attempts               # at most, for each step
@@ -181,23 +166,7 @@ cdef class Gang:
         free(self.disturbed)
 
     cdef bint meet(self) noexcept nogil:
-        # A barrier that spins, since a sleeper's wake-up takes longer than a small pass; it
-        # yields in between, for the case that there are more threads than CPUs.
-        cdef int turn = load_int(&self.round, ACQUIRE)
-        cdef int spins = 0
-        if add_return(&self.arrived, 1, ACQ_REL) == self.threads:
-            store_int(&self.arrived, 0, RELAXED)
-            store_int(&self.round, turn + 1, RELEASE)
-            return True
-        while load_int(&self.round, ACQUIRE) == turn:
-            if load_int(&self.cancelled, ACQUIRE):
-                return False
-            spins += 1
-            if spins % 4096 == 0:
-                sched_yield()
-            else:
-                pause()
-        return True
+        return meet_unless(&self.arrived, self.threads, &self.cancelled)
 
     cdef bint one_step(
         self, int rank, size_t step, double* a, double* b, double* c, uint64_t elements,
@@ -213,9 +182,9 @@ cdef class Gang:
             before = preemptions()
             if not self.meet():
                 return False
-            self.begins[at] = now()
+            self.begins[at] = 1e-9 * now_ns()
             found[0] += run(a, b, c, elements)
-            self.ends[at] = now()
+            self.ends[at] = 1e-9 * now_ns()
             if attempt == self.attempts - 1:
                 return True
             if preemptions() != before:
@@ -249,7 +218,7 @@ cdef class Gang:
 
     def cancel(self) -> None:
         """Let threads that wait return: one of the gang will not come."""
-        store_int(&self.cancelled, 1, RELEASE)
+        store_int(<int*>&self.cancelled, 1, RELEASE)
 
     def times(self) -> list[list[float]]:
         """

@@ -39,7 +39,10 @@ def use(KmemCache cache not None, int which):
 
 def shrink_process_caches(PageAllocator pages not None):
     """Give back what processes left behind; there is none any more."""
-    pages.alive()
+    try:
+        pages.alive()
+    except ValueError:                  # it is being closed, which gives everything back
+        return
     pages.busy += 1
     with nogil:
         shrink_cache(dedicated_cache(pages.m, TASK_STRUCT))

@@ -17,7 +17,7 @@ cdef void* kmalloc_array(machine* m, uint64_t n, uint64_t size, uint32_t gfp) no
 cdef void* kcalloc(machine* m, uint64_t n, uint64_t size, uint32_t gfp) noexcept nogil
 
 # Objects of kmalloc() and of any cache; NULL and ZERO_SIZE_PTR do nothing.
-# Preconditions: it was not freed since.
+# Preconditions: it was not freed since, and is not Python's (see kmem_cache_free()).
 cdef void kfree(machine* m, const void* object) noexcept nogil
 
 # How many bytes may be used behind an object.

@@ -14,7 +14,9 @@ cdef void* kmem_cache_alloc(kmem_cache* s, uint32_t gfp) noexcept nogil
 # and gfp allows it.
 cdef void* kmem_cache_alloc_node(kmem_cache* s, uint32_t gfp, int nid) noexcept nogil
 
-# Preconditions: object came from s (or an alias of it) and was not freed since.
+# Preconditions: object came from s (or an alias of it) and was not freed since; it is not
+# Python's, which is to free by cache.free() what cache.alloc() gave it: a later free of such an
+# object by Python would not be seen to be its second.
 cdef void kmem_cache_free(kmem_cache* s, void* object) noexcept nogil
 
 # All n objects into objects_ret, or none: returns n or 0.

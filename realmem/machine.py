@@ -13,6 +13,7 @@ from realmem.arguments import as_bool, as_callable, as_int, as_str, as_window
 from realmem.layout import PAGE_SHIFT
 from realmem.memmap import NodeRange, lay_out, parse_zones
 from realmem.node import Node, NodeSpec, ResolvedNode, Zone, cpu_map, resolve
+from realmem.slab_debug import SlabDebug, parse_slab_debug
 from realmem.zonelist import build_zonelists, fallback_orders
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from realmem.paging import Paging
     from realmem.pool import Pool
     from realmem.process import Process, ProcessTable
+    from realmem.slub import SlabReport
 
 # machine.options bits of types.pxd
 _POISON, _PAGE_OWNER = 1, 2
@@ -47,6 +49,8 @@ class Machine:
     :param backing: ``"4K"``, ``"thp"``, ``"hugetlb-2M"`` or ``"hugetlb-1G"``.
     :param poison: fill freed memory and check it when it is given out again.
     :param page_owner: remember where each block was allocated.
+    :param slab_debug: which slab caches are debugged, in the syntax of Linux's boot option:
+        ``"FZPU"``, ``"FZ,kmalloc-*,dentry;P,inode_cache"``; see realmem.slab_debug.
     :param debug: 1 balances the counters after each operation, 2 recounts everything.
     :param mlock: keep the host from swapping the memory.
     :param window: host address space a process, a power of two from 1G; halved when refused.
@@ -114,6 +118,7 @@ class Machine:
         backing: str = "4K",
         poison: bool = False,
         page_owner: bool = False,
+        slab_debug: str = "",
         debug: int = 0,
         mlock: bool = False,
         window: int | str = "64G",
@@ -123,6 +128,7 @@ class Machine:
         debug = as_int(debug, "debug", 0, 2)
         poison, page_owner = as_bool(poison, "poison"), as_bool(page_owner, "page_owner")
         mlock = as_bool(mlock, "mlock")
+        checks = parse_slab_debug(as_str(slab_debug, "slab_debug"))
         if progress is not None:
             as_callable(progress, "progress")
         self._closed = False
@@ -144,7 +150,8 @@ class Machine:
         try:
             _take_memory(places, ranges, backing, mlock, progress, held)
             self._pool = held[0]
-            self._build(places, ranges, poison * _POISON | page_owner * _PAGE_OWNER)
+            self._build(
+                places, ranges, poison * _POISON | page_owner * _PAGE_OWNER, checks)
         except BaseException:
             for pool in held:
                 pool.close()
@@ -168,7 +175,11 @@ class Machine:
         return as_int(cpus, "cpus", 1, 8192)
 
     def _build(
-        self, places: Sequence[ResolvedNode], ranges: Sequence[NodeRange], options: int
+        self,
+        places: Sequence[ResolvedNode],
+        ranges: Sequence[NodeRange],
+        options: int,
+        checks: SlabDebug,
     ) -> None:
         from realmem._core.kvmalloc import KvMalloc
         from realmem._core.pages import PageAllocator
@@ -207,7 +218,7 @@ class Machine:
         self._zones = {zone.index: zone for node in self.nodes for zone in node.zones}
         self.fallback_orders = orders
         self.sysctl = boot_sysctl(self)
-        self._slab = SlabCaches(self._allocator, self.cpus)
+        self._slab = SlabCaches(self._allocator, self.cpus, checks)
         self._kvmalloc = KvMalloc(self._slab.core, self._vmalloc)
 
     def _bind(self, debug: int) -> None:
@@ -321,6 +332,7 @@ class Machine:
 
         self._allocator.check_alive()
         check(self._allocator)
+        self._slab.reports.collect()
         self._slab.core.check()
         if self._process_table is not None:
             self._process_table.check()
@@ -357,6 +369,12 @@ class Machine:
         """Slab caches by name, generic and dedicated ones."""
         self._allocator.check_alive()
         return self._slab.by_name
+
+    @property
+    def slab_reports(self) -> list[SlabReport]:
+        """What the checks of debugged slab caches found, the oldest first; 256 are kept."""
+        self._allocator.check_alive()
+        return self._slab.reports.all()
 
     # ---- processes ----
 
@@ -490,6 +508,8 @@ class Machine:
         # A second thread would unmap what others are still inside of.
         if not self._finishing.acquire(blocking=False):
             return
+        if not self._inherited():
+            self._slab.reports.collect()
         self._closed = True
         self._end_processes()
         # The allocator first: from then on there are no new views, and no other thread is

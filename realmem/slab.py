@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 from realmem import slabcalc
 from realmem.layout import SLAB
+from realmem.slab_debug import SlabDebug
 from realmem.slabcalc import KMALLOC_MAX_SIZE, KMALLOC_SIZES, KMALLOC_TYPES
+from realmem.slub import SlabReports
 
 if TYPE_CHECKING:
     from realmem._core.kmem_cache import KmemCache
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 # What callers may ask for (SLAB_FLAGS_PERMITTED).
 _PERMITTED = (
     SLAB.HWCACHE_ALIGN | SLAB.PANIC | SLAB.RECLAIM_ACCOUNT | SLAB.ACCOUNT | SLAB.TYPESAFE_BY_RCU
-    | SLAB.NO_MERGE | SLAB.CACHE_DMA | SLAB.CACHE_DMA32
+    | SLAB.NO_MERGE | SLAB.CACHE_DMA | SLAB.CACHE_DMA32 | slabcalc.DEBUG_FLAGS
 )
 _KMALLOC_FLAGS = {
     "": SLAB.NO_MERGE,
@@ -44,14 +46,19 @@ class SlabCaches:
 
     :param pages: its page allocator.
     :param nr_cpus: present CPUs: more of them make larger slabs.
+    :param debug: which of them are debugged besides those that ask for it.
+    :ivar reports: what their checks found.
     """
 
-    def __init__(self, pages: PageAllocator, nr_cpus: int) -> None:
+    def __init__(self, pages: PageAllocator, nr_cpus: int, debug: SlabDebug) -> None:
         from realmem._core.kmem import Kmalloc
         from realmem._core.slabs import SlabAllocator
 
         self.core = SlabAllocator(pages)
         self.kmalloc = Kmalloc(self.core)
+        self.reports = SlabReports(self.core)
+        self.core.report_to(self.reports.collect)
+        self._debug = debug
         self._nr_cpus = nr_cpus
         self._make_generic()
         self._make_dedicated()
@@ -61,14 +68,15 @@ class SlabCaches:
         from realmem._core.kmem_cache import create_cache
 
         for kind, prefix in enumerate(KMALLOC_TYPES):
-            flags = SLAB.KMALLOC | _KMALLOC_FLAGS[prefix]
             for index, size in list(enumerate(KMALLOC_SIZES))[1:]:
-                layout = slabcalc.geometry(
-                    size, slabcalc.kmalloc_align(size), flags, nr_cpus=self._nr_cpus
+                name = slabcalc.kmalloc_name(prefix, size)
+                flags, layout = self._lay_out(
+                    name, size, slabcalc.kmalloc_align(size),
+                    SLAB.KMALLOC | _KMALLOC_FLAGS[prefix],
                 )
                 create_cache(
                     self.core,
-                    slabcalc.kmalloc_name(prefix, size),
+                    name,
                     flags,
                     layout,
                     slot=-1 if kind else index,
@@ -84,15 +92,37 @@ class SlabCaches:
         for which, name in own.NAMES.items():
             flags, align = _DEDICATED[name]
             ctor = own.CONSTRUCTORS.get(which)
-            layout = slabcalc.geometry(
+            flags, layout = self._lay_out(
+                name,
                 own.SIZES[which],
                 align,
                 flags,
-                nr_cpus=self._nr_cpus,
                 ctor=ctor is not None,
                 freeptr_offset=own.FREE_POINTERS.get(which),
             )
             own.use(create_cache(self.core, name, flags, layout, ctor), which)
+
+    def _lay_out(
+        self,
+        name: str,
+        size: int,
+        align: int,
+        flags: SLAB,
+        *,
+        ctor: bool = False,
+        freeptr_offset: int | None = None,
+    ) -> tuple[SLAB, slabcalc.Geometry]:
+        """Give a cache its flags, the option's included, and its layout (kmem_cache_flags())."""
+        def geometry(flags: SLAB) -> slabcalc.Geometry:
+            return slabcalc.geometry(size, align, flags, nr_cpus=self._nr_cpus, ctor=ctor,
+                                     freeptr_offset=freeptr_offset)
+
+        flags |= self._debug.flags_of(name)
+        layout = geometry(flags)
+        if not self._debug.may_grow(size, layout.size):
+            flags = self._debug.without_metadata(flags)
+            layout = geometry(flags)
+        return flags, layout
 
     @property
     def by_name(self) -> Mapping[str, KmemCache]:
@@ -138,13 +168,8 @@ class SlabCaches:
                 f"freeptr_offset {freeptr_offset} is not a multiple of 8 inside an object that "
                 f"keeps its state"
             )
-        layout = slabcalc.geometry(
-            size,
-            align,
-            flags,
-            nr_cpus=self._nr_cpus,
-            ctor=ctor is not None,
-            freeptr_offset=freeptr_offset,
+        flags, layout = self._lay_out(
+            name, size, align, flags, ctor=ctor is not None, freeptr_offset=freeptr_offset
         )
         if ctor is None and freeptr_offset is None:
             existing = slabcalc.find_mergeable(
@@ -167,10 +192,6 @@ def _check_name(name: str, taken: Mapping[str, object]) -> None:
 def _as_flags(flags: int) -> SLAB:
     if not isinstance(flags, int) or isinstance(flags, bool):
         raise TypeError(f"flags must be SLAB flags, not {flags!r}")
-    if flags > 0 and flags & slabcalc.DEBUG_FLAGS:
-        # To take them and to check nothing would be worse.
-        raise ValueError(f"checked objects ({SLAB(flags & slabcalc.DEBUG_FLAGS)!r}) "
-                         "are not there yet")
     if flags < 0 or flags & ~int(_PERMITTED):
         raise ValueError(f"flags that no cache may ask for: {flags:#x}")
     return SLAB(flags)

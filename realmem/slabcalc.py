@@ -219,7 +219,8 @@ def find_mergeable(
     """
     Find a cache that can serve such objects as well.
 
-    Compare mm/slab_common.c:find_mergeable().
+    Compare mm/slab_common.c:find_mergeable().  Unlike there, objects that are to be checked do
+    not come to stand among others that are not.
 
     :param caches: newest first.
     :param object_size: of the new cache.
@@ -236,7 +237,7 @@ def find_mergeable(
             cache.mergeable
             and not cache.flags & NEVER_MERGE
             and size <= cache.size
-            and not (flags ^ cache.flags) & MERGE_SAME
+            and not (flags ^ cache.flags) & (MERGE_SAME | SLAB.CONSISTENCY_CHECKS)
             and cache.size % align == 0
             and cache.size - size < _WORD
         ):

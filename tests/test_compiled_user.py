@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import shlex
-import shutil
-import subprocess
-import sys
-import sysconfig
 from pathlib import Path
 
 import pytest
+from compiled import build
 
 import realmem as rm
 
@@ -39,25 +34,7 @@ README = Path(__file__).resolve().parent.parent / "README.md"
 @pytest.fixture(scope="module")
 def example(tmp_path_factory):
     text = re.search(r"<!-- example\.pyx -->\n```cython\n(.*?)```\n", README.read_text(), re.S)[1]
-    folder = tmp_path_factory.mktemp("example")
-    (folder / "example.pyx").write_text(text + MORE)
-    compiler = shlex.split(sysconfig.get_config_var("CC") or "cc")
-    if shutil.which(compiler[0]) is None:
-        compiler = ["cc"]
-    if shutil.which(compiler[0]) is None:
-        pytest.skip("no C compiler")
-    target = folder / f"example{sysconfig.get_config_var('EXT_SUFFIX')}"
-    for command in (
-        [sys.executable, "-m", "cython", "-3", "-Werror", "-I", rm.get_include(), "example.pyx"],
-        [*compiler, "-O2", "-shared", "-fPIC", "-I", sysconfig.get_paths()["include"],
-         "example.c", "-o", str(target)],
-    ):
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-    spec = importlib.util.spec_from_file_location("example", target)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return build(tmp_path_factory.mktemp("example"), "example", text + MORE)
 
 
 def test_it_runs(example):

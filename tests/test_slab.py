@@ -509,12 +509,3 @@ def test_forked_child_is_refused(cache):
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     cache.free(addr)
-
-
-@pytest.mark.parametrize("flag", [SLAB.RED_ZONE, SLAB.POISON, SLAB.STORE_USER,
-                                  SLAB.CONSISTENCY_CHECKS])
-def test_checks_that_are_not_there_are_refused(flag):
-    with rm.Machine(memory="16M") as machine:
-        with pytest.raises(ValueError, match="not there yet"):
-            machine.kmem_cache_create("checked", 64, flags=flag)
-        assert "checked" not in machine.kmem_caches

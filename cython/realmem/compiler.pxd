@@ -14,6 +14,7 @@ cdef extern from *:
 
     #define rm_likely(x)   __builtin_expect(!!(x), 1)
     #define rm_unlikely(x) __builtin_expect(!!(x), 0)
+    #define rm_return_address() ((uint64_t)__builtin_return_address(0))
     #define rm_barrier()   __asm__ __volatile__("" ::: "memory")
 
     #define rm_load(p)            __atomic_load_n((p), __ATOMIC_ACQUIRE)
@@ -111,6 +112,9 @@ cdef extern from *:
     bint likely "rm_likely"(bint cond) noexcept nogil
     bint unlikely "rm_unlikely"(bint cond) noexcept nogil
     void barrier "rm_barrier"() noexcept nogil      # compiler only
+
+    # Where the function that stands in returns to: its caller, or who jumped there.
+    uint64_t return_address "rm_return_address"() noexcept nogil
 
     int load_int "rm_load"(int* p) noexcept nogil
     void store_int "rm_store"(int* p, int v) noexcept nogil

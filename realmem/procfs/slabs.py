@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from realmem.layout import SLAB
 from realmem.procfs.slabinfo import distinct_caches
 from realmem.procfs.tree import TextFile
-from realmem.slabcalc import NEVER_MERGE
+from realmem.slabcalc import DEBUG_FLAGS, NEVER_MERGE
 
 if TYPE_CHECKING:
     from realmem._core.kmem_cache import KmemCache
@@ -100,7 +100,7 @@ def _files(machine: Any, cache: KmemCache, aliases: int) -> Iterator[tuple[str, 
         TextFile(partial(_number, lambda: cache.min_partial), partial(_set_min_partial, cache)),
     )
     yield "shrink", TextFile(lambda: "", partial(_when_one, cache.shrink))
-    yield "validate", TextFile(lambda: "", partial(_when_one, machine._slab.core.check))
+    yield "validate", TextFile(lambda: "", partial(_when_one, partial(_validate, cache)))
 
 
 def _number(read: Callable[[], int]) -> str:
@@ -135,6 +135,12 @@ def _set_min_partial(cache: KmemCache, text: str) -> None:
         cache.min_partial = int(text, 0)
     except ValueError:
         raise _refuse() from None
+
+
+def _validate(cache: KmemCache) -> None:
+    if not cache.flags & DEBUG_FLAGS:
+        raise _refuse()
+    cache.validate()
 
 
 def _when_one(act: Callable[[], object], text: str) -> None:

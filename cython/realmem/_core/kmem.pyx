@@ -6,14 +6,20 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from realmem._core.arguments cimport as_gfp, as_int
+from realmem._core.checked_slabs cimport alloc_checked, caller, free_checked
 from realmem._core.slabs cimport SlabAllocator
+from realmem._kernel.fault_inject cimport should_fail
 from realmem._kernel.kmalloc cimport (
-    KMALLOC_MAX_SIZE, ZERO_SIZE_PTR, kfree, kmalloc, kmalloc_node, krealloc, ksize,
+    KMALLOC_MAX_SIZE, ZERO_SIZE_PTR, kfree, kmalloc, kmalloc_node, kmalloc_slab, krealloc, ksize,
 )
 from realmem._kernel.percpu cimport fork_generation
 from realmem._kernel.sigsegv cimport handler
+from realmem._kernel.slab_debug cimport cache_of
+from realmem._kernel.slab_types cimport SLAB_DEBUG_FLAGS, kmem_cache
 from realmem.compiler cimport peek_int, unlikely
-from realmem.types cimport GFP_KERNEL, GFP_ZERO
+from realmem.types cimport (
+    GFP_KERNEL, GFP_NOFAIL, GFP_ZERO, INJECT_SLAB, MACHINE_INJECT_SLAB, machine,
+)
 
 from realmem.layout import GFP
 
@@ -76,7 +82,9 @@ cdef class Kmalloc:
         if unlikely(size < 0 or size > KMALLOC_MAX_SIZE):
             raise ValueError(f"size {size} is not within 0 and {KMALLOC_MAX_SIZE} bytes")
         self.slabs.may_alloc(gfp)
-        if nid < 0:
+        if unlikely(self.slabs.state.nr_debugged != 0) and self.is_debugged(size, gfp):
+            object = self.take_debugged(size, gfp, nid)
+        elif nid < 0:
             object = kmalloc(self.slabs.m, size, gfp)
         else:
             object = kmalloc_node(self.slabs.m, size, gfp, nid)
@@ -86,6 +94,19 @@ cdef class Kmalloc:
             raise self.fail(size, gfp, nid)
         self.slabs.hand_out(object)
         return <uint64_t>object
+
+    cdef bint is_debugged(self, uint64_t size, uint32_t gfp):
+        cdef const kmem_cache* s = kmalloc_slab(self.slabs.m, size, gfp)
+        return s != NULL and s.flags & SLAB_DEBUG_FLAGS
+
+    cdef void* take_debugged(self, uint64_t size, uint32_t gfp, int nid) except? NULL:
+        cdef machine* m = self.slabs.m
+        cdef kmem_cache* s = kmalloc_slab(m, size, gfp)
+        cdef uint32_t handle = caller(self.slabs, s)
+        if (m.options & MACHINE_INJECT_SLAB and not gfp & GFP_NOFAIL
+                and should_fail(&m.faults[INJECT_SLAB])):
+            return NULL
+        return alloc_checked(self.slabs, s, gfp, nid, size, handle)
 
     def fail(self, int64_t size, uint32_t gfp, int nid):
         """Make the exception for a request that found no pages."""
@@ -109,8 +130,20 @@ cdef class Kmalloc:
             self.slabs.usable()
         if unlikely(at == 0 or at == ZERO_SIZE_PTR):
             return
+        if unlikely(self.slabs.state.nr_debugged != 0) and self.free_debugged(at):
+            return
         self.slabs.take_back(NULL, at)
         kfree(self.slabs.m, <void*>at)
+
+    # Whether the object was of a debugged cache.
+    cdef bint free_debugged(self, uint64_t addr) except -1:
+        cdef kmem_cache* s = cache_of(self.slabs.m, <void*>addr)
+        cdef uint32_t handle
+        if s == NULL or not s.flags & SLAB_DEBUG_FLAGS:
+            return False
+        handle = caller(self.slabs, s)
+        free_checked(self.slabs, NULL, addr, handle)
+        return True
 
     def ksize(self, addr):
         """

@@ -16,6 +16,9 @@ cdef class KmemCache:
 
     cdef int usable(self) except -1
     cdef int may_clear(self) except -1
-    cdef void* constructed(self, uint32_t gfp, int nid) except NULL
+    cdef void* take(self, uint32_t gfp, int nid) except? NULL
+    cdef void* checked_or_constructed(self, uint32_t gfp, int nid) except NULL
     cdef int may_fail(self, uint32_t gfp, int nid) except -1
     cdef int make_slab(self, uint32_t gfp, int nid) except -1
+    cdef int free_debugged(self, uint64_t addr) except -1
+    cdef int free_each(self, const uint64_t[::1] addrs) except -1

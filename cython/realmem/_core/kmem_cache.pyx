@@ -6,6 +6,7 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from realmem._core.arguments cimport as_gfp, as_int
+from realmem._core.checked_slabs cimport alloc_checked, caller, free_checked
 from realmem._core.slabs cimport SlabAllocator
 from realmem._kernel.fault_inject cimport should_fail
 from realmem._kernel.percpu cimport fork_generation
@@ -18,12 +19,15 @@ from realmem._kernel.slab_cache cimport (
     add_cache, cache_stat, free_cache, new_cache, remove_cache, shrink_cache, stat_cache,
     stat_cache_node,
 )
+from realmem._kernel.slab_debug cimport list_remaining, validate_cache
+from realmem._kernel.slab_log cimport slab_log_init
 from realmem._kernel.slab_pages cimport discard_raw_slab, new_raw_slab, publish_slab
 from realmem._kernel.slab_types cimport (
-    BATCH_SLOTS, DEPOT_SLOTS, MAGAZINE_SLOTS, SLAB_CACHE_DMA, SLAB_CACHE_DMA32, SLAB_DEBUG_FLAGS,
-    SLAB_RECLAIM_ACCOUNT, kmem_cache, slab, slab_address,
+    BATCH_SLOTS, DEPOT_SLOTS, MAGAZINE_SLOTS, OBJECT_POISON, SLAB_CACHE_DMA, SLAB_CACHE_DMA32,
+    SLAB_DEBUG_FLAGS, SLAB_POISON, SLAB_RECLAIM_ACCOUNT, SLAB_TYPESAFE_BY_RCU, kmem_cache, slab,
+    slab_address,
 )
-from realmem.compiler cimport peek_int, unlikely
+from realmem.compiler cimport peek64, peek_int, unlikely
 from realmem.types cimport (
     GFP_DMA, GFP_DMA32, GFP_KERNEL, GFP_NOFAIL, GFP_RECLAIMABLE, GFP_ZERO, INJECT_SLAB,
     MACHINE_INJECT_SLAB, PAGE_SHIFT, machine,
@@ -58,9 +62,13 @@ def create_cache(SlabAllocator allocator not None, str name, flags, geometry, ct
     cdef uint32_t bits = flags
     cdef uint64_t c_ctor = 0 if ctor is None or callable(ctor) else ctor
     allocator.usable()
-    s = new_cache(allocator.m)
+    s = NULL
+    if not bits & SLAB_DEBUG_FLAGS or slab_log_init(allocator.state) == 0:
+        s = new_cache(allocator.m)
     if s == NULL:
         raise HostError(12, f"no memory for cache {name!r}; raise the address-space limit")
+    if bits & SLAB_POISON and ctor is None and not bits & SLAB_TYPESAFE_BY_RCU:
+        bits |= OBJECT_POISON
     s.flags = bits
     s.object_size = geometry.object_size
     s.size = geometry.size
@@ -82,7 +90,7 @@ def create_cache(SlabAllocator allocator not None, str name, flags, geometry, ct
     s.refcount = 1
     s.python_ctor = ctor is not None and c_ctor == 0
     s.ctor = <void (*)(void*) noexcept nogil>c_ctor
-    add_cache(s, 0 if bits & SLAB_DEBUG_FLAGS else slot)
+    add_cache(s, slot)
     if kind >= 0:
         allocator.state.kmalloc[kind][index] = s
     cache.allocator = allocator
@@ -159,9 +167,9 @@ cdef class KmemCache:
         self.allocator.may_alloc(flags)
         if unlikely(flags & GFP_ZERO):
             self.may_clear()
-        if unlikely(self.s.python_ctor):
+        if unlikely(self.s.flags & SLAB_DEBUG_FLAGS or self.s.python_ctor):
             self.may_fail(flags, nid)
-            object = self.constructed(flags, nid)
+            object = self.checked_or_constructed(flags, nid)
         elif nid < 0:
             object = kmem_cache_alloc(self.s, flags)
         else:
@@ -178,13 +186,24 @@ cdef class KmemCache:
                 f"cache {self.name!r} has a constructor: its objects can't be cleared")
         return 0
 
-    # An object of a cache whose slabs the kernel side can't make: Python constructs them.
-    cdef void* constructed(self, uint32_t gfp, int nid) except NULL:
-        cdef void* object = slab_alloc_slow(self.s, gfp, nid)
-        while object == NULL:
+    # An object of a debugged cache, or of one whose slabs the kernel side can't make: Python
+    # constructs them.
+    cdef void* checked_or_constructed(self, uint32_t gfp, int nid) except NULL:
+        cdef void* object = self.take(gfp, nid)
+        while object == NULL and self.s.python_ctor:
             self.make_slab(gfp, nid)
-            object = slab_alloc_slow(self.s, gfp, nid)
+            object = self.take(gfp, nid)
+        if object == NULL:
+            raise self.allocator.out_of_memory(f"cache {self.name}", gfp, nid, self.s.min_order)
         return object
+
+    cdef void* take(self, uint32_t gfp, int nid) except? NULL:
+        cdef uint32_t handle
+        if not self.s.flags & SLAB_DEBUG_FLAGS:
+            return slab_alloc_slow(self.s, gfp, nid)
+        handle = caller(self.allocator, self.s)
+        self.usable()               # again: Python code ran
+        return alloc_checked(self.allocator, self.s, gfp, nid, self.s.object_size, handle)
 
     # ... which machine.inject() can make fail as any other's.
     cdef int may_fail(self, uint32_t gfp, int nid) except -1:
@@ -228,8 +247,16 @@ cdef class KmemCache:
                     or self.allocator.pages.generation != fork_generation
                     or peek_int(&handler.nr_pending) != 0):
             self.usable()
+        if unlikely(self.s.flags & SLAB_DEBUG_FLAGS):
+            self.free_debugged(at)
+            return
         self.allocator.take_back(self.s, at)
         kmem_cache_free(self.s, <void*>at)
+
+    cdef int free_debugged(self, uint64_t addr) except -1:
+        cdef uint32_t handle = caller(self.allocator, self.s)
+        self.usable()               # again: Python code ran
+        return free_checked(self.allocator, self.s, addr, handle)
 
     def alloc_bulk(self, n, gfp=KERNEL):
         """
@@ -263,7 +290,7 @@ cdef class KmemCache:
         self.usable()               # again: Python code ran
         if flags & GFP_ZERO:
             self.may_clear()
-        if s.python_ctor:
+        if s.python_ctor or s.flags & SLAB_DEBUG_FLAGS:
             self.alloc_each(addrs, flags)
         elif kmem_cache_alloc_bulk(s, flags, wanted, <void**>&addrs[0]) == 0:
             raise self.allocator.out_of_memory(f"cache {self.name}", flags, -1, s.min_order)
@@ -280,7 +307,7 @@ cdef class KmemCache:
         self.may_fail(gfp, -1)
         try:
             while i < addrs.shape[0]:
-                addrs[i] = <uint64_t>self.constructed(gfp, -1)
+                addrs[i] = <uint64_t>self.checked_or_constructed(gfp, -1)
                 i += 1
         except BaseException:
             if self.allocator.pages.m != NULL and self.s != NULL and i:
@@ -315,6 +342,9 @@ cdef class KmemCache:
         n = array.shape[0]
         self.usable()               # again: Python code ran
         s = self.s
+        if s.flags & SLAB_DEBUG_FLAGS:
+            self.free_each(array)
+            return
         try:
             while i < n:
                 judged |= self.allocator.take_back(s, array[i])
@@ -329,7 +359,43 @@ cdef class KmemCache:
             raise
         kmem_cache_free_bulk(s, n, <void**>&array[0])
 
+    # Of a debugged cache: all that can be freed are, and what was wrong is raised together.
+    cdef int free_each(self, const uint64_t[::1] addrs) except -1:
+        cdef Py_ssize_t i
+        wrong = []
+        for i in range(addrs.shape[0]):
+            try:
+                self.free_debugged(addrs[i])
+            except AllocatorError as error:
+                wrong.append(str(error))
+        if wrong:
+            raise AllocatorError("\n".join(wrong))
+        return 0
+
     # ---- the cache ----
+
+    def validate(self):
+        """
+        Check every object of a cache with debugging flags, in use or free, and repair what is
+        found wrong.
+
+        Compare mm/slub.c:validate_slab_cache(): ``echo 1 > /sys/kernel/slab/NAME/validate``.
+
+        :return: the number of errors: each finding is one, and so is each repair.
+        :raises ValueError: the cache has no debugging flag.
+        """
+        self.usable()
+        if not self.s.flags & SLAB_DEBUG_FLAGS:
+            raise ValueError(f"cache {self.name!r} has no debugging flags")
+        errors = validate_cache(self.s)
+        self.allocator.collect(None)
+        return errors
+
+    @property
+    def errors(self):
+        """How many errors its checks have found so far, repairs included."""
+        self.usable()
+        return peek64(&self.s.nr_errors)
 
     def shrink(self):
         """
@@ -360,9 +426,13 @@ cdef class KmemCache:
         if s.refcount == 1:
             if remove_cache(s) != 0:
                 stat_cache(s, &found)
-                raise AllocatorError(
-                    f"kmem_cache_destroy {self.name}: slab cache still has "
-                    f"{found.active_objs} objects")
+                text = (f"kmem_cache_destroy {self.name}: slab cache still has "
+                        f"{found.active_objs} objects")
+                if s.flags & SLAB_DEBUG_FLAGS:
+                    list_remaining(s)
+                    text = f"{text}\n{self.allocator.collect(self.name)}"
+                raise AllocatorError(text)
+            self.allocator.collect(None)    # while its name is known
             free_cache(s)
         else:
             s.refcount -= 1

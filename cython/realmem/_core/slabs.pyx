@@ -13,6 +13,7 @@ kmem_cache_free() itself, is checked only where a cache's debugging flags ask fo
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from realmem._core.pages cimport PageAllocator
+from realmem._core.stack_depot cimport StackDepot
 from realmem._kernel.kernel_caches cimport is_dedicated
 from realmem._kernel.kmalloc cimport is_large_kmalloc
 from realmem._kernel.page_free cimport FREE_BAD_PFN, free_check
@@ -65,6 +66,7 @@ cdef class SlabAllocator:
         self.m = pages.m
         self.state = slab_of(pages.m)
         self.caches = {}
+        self.depot = StackDepot()
 
     cdef int usable(self) except -1:
         return self.pages.usable()
@@ -141,6 +143,13 @@ cdef class SlabAllocator:
     cdef str name_at(self, kmem_cache* s):
         return next((name for name, cache in self.caches.items()
                      if cache.root == <uint64_t>s), "?")
+
+    def report_to(self, reporter):
+        """Have findings of debugged caches collected by ``reporter(name)``, which gives text."""
+        self.reporter = reporter
+
+    cdef str collect(self, str name):
+        return "" if self.reporter is None else self.reporter(name)
 
     def check(self):
         """

@@ -11,14 +11,18 @@ from libc.string cimport memcpy, memset
 from realmem._kernel.page_alloc cimport alloc_pages_node
 from realmem._kernel.page_free cimport free_pages
 from realmem._kernel.percpu cimport attach_areas, current_area
-from realmem._kernel.slab cimport kmem_cache_alloc_node, kmem_cache_free
+from realmem._kernel.slab cimport (
+    kmem_cache_alloc_debug, kmem_cache_alloc_node, kmem_cache_free,
+)
+from realmem._kernel.slab_check cimport get_orig_size, has_orig_size, resize_object, set_orig_size
+from realmem._kernel.slab_debug cimport slab_user
 from realmem._kernel.slab_types cimport (
-    KMALLOC_MAX_CACHE_SIZE, MAGAZINE_BYTES, SLAB_POISON, SLAB_RED_ZONE, SLAB_STORE_USER,
-    SLAB_TYPESAFE_BY_RCU, area_magazine, is_slab, kmem_cache, last_slot, magazine, object_page,
-    slab, slab_of,
+    KMALLOC_MAX_CACHE_SIZE, MAGAZINE_BYTES, SLAB_DEBUG_FLAGS, SLAB_POISON, SLAB_RED_ZONE,
+    SLAB_STORE_USER, SLAB_TYPESAFE_BY_RCU, area_magazine, is_slab, kmem_cache, last_slot,
+    magazine, object_page, slab, slab_of,
 )
 from realmem.compiler cimport (
-    RELAXED, atomic64_add_return, barrier, fls, likely, poke_int,
+    RELAXED, atomic64_add_return, barrier, fls, likely, poke_int, return_address,
 )
 from realmem.types cimport (
     AREA_MAGAZINES, GFP_ACCOUNT, GFP_COMP, GFP_DMA, GFP_RECLAIMABLE, GFP_ZERO, PAGE_SHIFT,
@@ -102,7 +106,17 @@ cdef void* kmalloc_slow(machine* m, uint64_t size, uint32_t gfp, int nid) noexce
     s = kmalloc_slab(m, size, gfp)
     if s == NULL:
         return kmalloc_large(m, size, gfp, nid)
+    if s.flags & SLAB_DEBUG_FLAGS:
+        return kmalloc_debugged(s, size, gfp, nid)
     return kmem_cache_alloc_node(s, gfp, nid)
+
+
+cdef void* kmalloc_debugged(kmem_cache* s, uint64_t size, uint32_t gfp, int nid) noexcept nogil:
+    cdef slab_user who
+    who.addr = return_address()
+    who.handle = 0
+    who.refused = 0
+    return kmem_cache_alloc_debug(s, gfp, nid, size, &who)
 
 
 cdef void kfree_slow(machine* m, const void* object) noexcept nogil:
@@ -164,7 +178,7 @@ cdef int kmalloc_index(uint64_t size) noexcept nogil:
 
 # ---- sizes ------------------------------------------------------------------
 
-# Compare __ksize(), slab_ksize().
+# Compare __ksize().  All of it may be used from now on: the zone behind what was asked for goes.
 cdef uint64_t ksize(const machine* m, const void* object) noexcept nogil:
     cdef const page* p
     cdef const kmem_cache* s
@@ -174,6 +188,11 @@ cdef uint64_t ksize(const machine* m, const void* object) noexcept nogil:
     if not is_slab(p):
         return <uint64_t>PAGE_SIZE << p.kind.h.order
     s = (<const slab*>p).cache
+    set_orig_size(s, <void*>object, s.object_size)
+    return slab_ksize(s)
+
+
+cdef uint64_t slab_ksize(const kmem_cache* s) noexcept nogil:
     if s.flags & (SLAB_RED_ZONE | SLAB_POISON):
         return s.object_size
     if s.flags & (SLAB_TYPESAFE_BY_RCU | SLAB_STORE_USER):
@@ -183,18 +202,30 @@ cdef uint64_t ksize(const machine* m, const void* object) noexcept nogil:
 
 # Compare __do_krealloc().
 cdef void* krealloc(machine* m, const void* object, uint64_t size, uint32_t gfp) noexcept nogil:
+    cdef const kmem_cache* s = NULL
     cdef void* moved
-    cdef uint64_t old
+    cdef uint64_t room
+    cdef uint64_t old           # bytes that were asked for
     if size == 0:
         kfree(m, object)
         return <void*>ZERO_SIZE_PTR
     if <uint64_t>object <= ZERO_SIZE_PTR:
         return kmalloc(m, size, gfp)
-    old = ksize(m, object)
-    if size <= old:
+    if is_slab(object_page(m, object)):
+        s = (<const slab*>object_page(m, object)).cache
+        room = slab_ksize(s)
+        old = get_orig_size(s, <void*>object) if has_orig_size(s) else room
+    else:
+        room = old = ksize(m, object)
+    if size <= room:
         # What is cut off must read as zero if it is claimed back with GFP_ZERO.
         if gfp & GFP_ZERO:
-            memset(<char*>object + size, 0, old - size)
+            if old < size:
+                memset(<char*>object + old, 0, size - old)
+            else:
+                memset(<char*>object + size, 0, room - size)
+        if s != NULL:
+            resize_object(s, <void*>object, size)
         return <void*>object
     moved = kmalloc(m, size, gfp)
     if moved != NULL:

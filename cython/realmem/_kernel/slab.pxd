@@ -4,6 +4,7 @@
 # A compiled user cimports these; see realmem/_core/kmem_cache.pyx for how caches are made.
 from libc.stdint cimport uint32_t, uint64_t
 
+from realmem._kernel.slab_debug cimport slab_user
 from realmem._kernel.slab_types cimport kmem_cache
 
 # An object of cache s, from the calling CPU's node; NULL without memory.
@@ -28,3 +29,7 @@ cdef void kmem_cache_free_bulk(kmem_cache* s, uint64_t n, void** objects) noexce
 # What the fast paths leave to (kmalloc.pyx has fast paths of its own).
 cdef void* slab_alloc_slow(kmem_cache* s, uint32_t gfp, int nid) noexcept nogil
 cdef void slab_free_slow(kmem_cache* s, void* object) noexcept nogil
+
+# An object of a debugged cache, for who knows more of the request than kmem_cache_alloc_node().
+cdef void* kmem_cache_alloc_debug(kmem_cache* s, uint32_t gfp, int nid, uint64_t orig_size,
+                                  slab_user* who) noexcept nogil

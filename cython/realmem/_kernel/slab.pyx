@@ -13,15 +13,17 @@ from realmem._kernel.fault_inject cimport should_fail
 from realmem._kernel.percpu cimport (
     area_enter, area_exit, area_set_cpu, attach_areas, current_area,
 )
+from realmem._kernel.slab_debug cimport debug_alloc, debug_free, slab_user
 from realmem._kernel.slab_pages cimport (
     discard_slabs, new_slab, publish_slab, put_objects, take_objects,
 )
 from realmem._kernel.slab_types cimport (
-    REMOTE_SLOTS, area_magazine, is_local, kmem_cache, kmem_cache_node, last_slot, magazine,
-    magazine_count, object_page, slab, slab_address,
+    REMOTE_SLOTS, SLAB_DEBUG_FLAGS, area_magazine, is_local, kmem_cache, kmem_cache_node,
+    last_slot, magazine, magazine_count, object_page, slab, slab_address,
 )
 from realmem.compiler cimport (
-    barrier, cpu_hint, likely, poke_int, spin_lock, spin_unlock, this_cpu_id, unlikely,
+    barrier, cpu_hint, likely, poke_int, return_address, spin_lock, spin_unlock,
+    this_cpu_id, unlikely,
 )
 from realmem.types cimport (
     GFP_DIRECT_RECLAIM, GFP_NOFAIL, GFP_NOWARN, GFP_THISNODE, GFP_ZERO, INJECT_SLAB,
@@ -143,8 +145,11 @@ cdef inline magazine* magazine_enter(kmem_cache* s, cpu_area** area_ret) noexcep
 
 cdef void* slab_alloc_slow(kmem_cache* s, uint32_t gfp, int nid) noexcept nogil:
     cdef cpu_area* area
-    cdef magazine* mag = magazine_enter(s, &area)
+    cdef magazine* mag
     cdef void* object = NULL
+    if s.flags & SLAB_DEBUG_FLAGS:
+        return alloc_debugged(s, gfp, nid)
+    mag = magazine_enter(s, &area)
     if mag.end != 0 and (nid < 0 or nid == area.mem_nid):
         if mag.top != 0 or refill(s, area, mag):
             object = last_slot(mag, mag.top)[0]
@@ -238,6 +243,13 @@ cdef void* alloc_anywhere(kmem_cache* s, bint depots) noexcept nogil:
 
 
 cdef void slab_free_slow(kmem_cache* s, void* object) noexcept nogil:
+    if s.flags & SLAB_DEBUG_FLAGS:
+        free_debugged(s, object)
+    else:
+        free_to_magazine(s, object)
+
+
+cdef void free_to_magazine(kmem_cache* s, void* object) noexcept nogil:
     cdef cpu_area* area
     cdef magazine* mag = magazine_enter(s, &area)
     cdef list_head empty
@@ -302,6 +314,35 @@ cdef void send_home(kmem_cache* s, void** objects, uint32_t count,
                 left += 1
         to_depot(s, s.nodes + nid, batch, n, empty)
         count = left
+
+
+# ---- debugged caches --------------------------------------------------------
+
+# All the way from a compiled user's call to these, one function jumps to the next: they find its
+# return address on the stack.
+cdef void* alloc_debugged(kmem_cache* s, uint32_t gfp, int nid) noexcept nogil:
+    cdef slab_user who
+    who.addr = return_address()
+    who.handle = 0
+    who.refused = 0
+    return debug_alloc(s, gfp, nid, s.object_size, &who)
+
+
+cdef void free_debugged(kmem_cache* s, void* object) noexcept nogil:
+    cdef slab_user who
+    who.addr = return_address()
+    who.handle = 0
+    who.refused = 0
+    s = debug_free(s.machine, s, object, &who)
+    if s != NULL:
+        free_to_magazine(s, object)
+
+
+cdef void* kmem_cache_alloc_debug(kmem_cache* s, uint32_t gfp, int nid, uint64_t orig_size,
+                                  slab_user* who) noexcept nogil:
+    if unlikely(s.machine.options & MACHINE_INJECT_SLAB) and should_failslab(s.machine, gfp):
+        return NULL
+    return debug_alloc(s, gfp, nid, orig_size, who)
 
 
 # ---- many at once -----------------------------------------------------------

@@ -7,13 +7,15 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from realmem._kernel.percpu cimport (
     area_enter, area_exit, attach_areas, freeze_cpu_areas, set_slab_hooks, thaw_cpu_areas,
 )
+from realmem._kernel.slab_check cimport check_valid_pointer
+from realmem._kernel.slab_log cimport slab_log_exit
 from realmem._kernel.slab_pages cimport (
     discard_slabs, put_objects, slab_node, sort_partial, take_empty_slabs,
 )
 from realmem._kernel.slab_types cimport (
-    MAGAZINE_BYTES, NO_MAGAZINE, NR_MAGAZINES, area_magazine, is_slab, kmem_cache,
-    kmem_cache_node, list_to_slab, magazine, magazine_count, object_page, object_slab, slab,
-    slab_address, slab_of, slab_state,
+    MAGAZINE_BYTES, NO_MAGAZINE, NR_MAGAZINES, SLAB_DEBUG_FLAGS, area_magazine, is_slab,
+    kmem_cache, kmem_cache_node, list_to_slab, magazine, magazine_count, object_page,
+    object_slab, slab, slab_address, slab_of, slab_state,
 )
 from realmem.compiler cimport spin_lock, spin_unlock
 from realmem.linux cimport (
@@ -64,6 +66,7 @@ cdef void slab_exit(machine* m) noexcept nogil:
         s = state.caches
     m.slab = NULL
     m.shrink_objects = NULL
+    slab_log_exit(state)
     munmap(state.given, state.given_bytes)
     munmap(state, sizeof(slab_state))
 
@@ -81,6 +84,7 @@ cdef kmem_cache* new_cache(machine* m) noexcept nogil:
     for nid in range(m.nr_nodes):
         s.nodes[nid].nid = nid
         list_init(&s.nodes[nid].partial)
+        list_init(&s.nodes[nid].full)
     return s
 
 
@@ -92,6 +96,8 @@ cdef void add_cache(kmem_cache* s, int slot) noexcept nogil:
     cdef slab_state* state = slab_of(s.machine)
     cdef int i
     spin_lock(&state.lock)
+    if slot < 0 and s.flags & SLAB_DEBUG_FLAGS:
+        slot = NO_MAGAZINE
     if slot < 0:
         slot = NO_MAGAZINE
         for i in range(NR_MAGAZINES - 1, 0, -1):        # the low ones are kmalloc's
@@ -99,6 +105,10 @@ cdef void add_cache(kmem_cache* s, int slot) noexcept nogil:
                 slot = i
                 break
     state.slots[slot] = 1
+    # The fast path of kmalloc() looks at the slot of a size, whoever has it: nobody else may.
+    if s.flags & SLAB_DEBUG_FLAGS:
+        slot = NO_MAGAZINE
+        state.nr_debugged += 1
     s.slot = slot
     if slot == NO_MAGAZINE:
         s.capacity = 0
@@ -254,6 +264,8 @@ cdef int remove_cache(kmem_cache* s) noexcept nogil:
     link[0] = s.next
     if s.slot != NO_MAGAZINE:
         state.slots[s.slot] = 0
+    if s.flags & SLAB_DEBUG_FLAGS:
+        state.nr_debugged -= 1
     spin_unlock(&state.lock)
     return 0
 
@@ -344,7 +356,7 @@ cdef bint holds(void** objects, uint32_t count, const void* object) noexcept nog
 cdef bint on_freelist(const kmem_cache* s, const slab* sl, const void* object) noexcept nogil:
     cdef void* at = sl.freelist
     cdef uint32_t left = sl.objects     # a corrupted list may be a ring
-    while at != NULL and left:
+    while at != NULL and left and check_valid_pointer(s, sl, at):
         if at == object:
             return True
         at = (<void**>(<char*>at + s.offset))[0]

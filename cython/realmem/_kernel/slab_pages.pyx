@@ -8,8 +8,10 @@ from libc.string cimport memset
 
 from realmem._kernel.page_alloc cimport alloc_pages_node
 from realmem._kernel.page_free cimport free_pages
+from realmem._kernel.slab_check cimport check_empty_slab, setup_slab_debug
 from realmem._kernel.slab_types cimport (
-    SLAB_LIVE, kmem_cache, kmem_cache_node, list_to_slab, object_slab, slab, slab_address, slab_of,
+    SLAB_DEBUG_FLAGS, SLAB_LIVE, kmem_cache, kmem_cache_node, list_to_slab, object_slab, slab,
+    slab_address, slab_of,
 )
 from realmem.compiler cimport spin_lock, spin_unlock
 from realmem.types cimport (
@@ -85,6 +87,8 @@ cdef slab* new_raw_slab(kmem_cache* s, uint32_t gfp, int nid) noexcept nogil:
         (p + i).flags |= <uint64_t>1 << PG_slab
     memset(slab_of(m).given + (<uint64_t>(p - m.vmemmap) << GIVEN_SHIFT), 0,
            <uint64_t>1 << (GIVEN_SHIFT + order))
+    if s.flags & SLAB_DEBUG_FLAGS:
+        setup_slab_debug(s, sl)
     return sl
 
 
@@ -220,6 +224,8 @@ cdef int64_t discard_slabs(machine* m, list_head* empty) noexcept nogil:
     while not list_empty(empty):
         sl = list_to_slab(empty.next)
         list_del(&sl.list)
+        if sl.cache.flags & SLAB_DEBUG_FLAGS:
+            check_empty_slab(sl.cache, sl)
         pages += <int64_t>1 << sl.kind.h.order
         discard_raw_slab(m, sl)
     return pages

@@ -7,8 +7,8 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from realmem.compiler cimport spinlock
 from realmem.types cimport (
-    PAGE_SHIFT, PG_slab, PG_tail, STRUCT_PAGE_SHIFT, cpu_area, list_head, machine, page,
-    page_counts, page_kind,
+    PAGE_SHIFT, PG_referenced, PG_slab, PG_tail, STRUCT_PAGE_SHIFT, cpu_area, list_head,
+    machine, page, page_counts, page_kind,
 )
 
 cdef enum:
@@ -24,6 +24,8 @@ cdef enum:
     NR_KMALLOC_SIZES = 14       # by kmalloc_index(); 0 is none
     NR_KMALLOC_TYPES = 4        # normal, dma, rcl, cg
     SLAB_LIVE = 0x51AB
+    # page.flags of a slab that its checks took out of use: all its objects count as in use.
+    SLAB_FROZEN = 1 << PG_referenced
 
 # SLAB flags, realmem/layout.py's values.
 cdef enum:
@@ -37,6 +39,7 @@ cdef enum:
     SLAB_TYPESAFE_BY_RCU = 0x200
     SLAB_RECLAIM_ACCOUNT = 0x800
     SLAB_DEBUG_FLAGS = 0x087
+    OBJECT_POISON = 0x40000000  # POISON, and nobody minds: free objects keep no state
 
 # Free objects of one cache in one thread's area.  Only touched inside the area (types.pxd:
 # cpu_area), so without lock or atomic operation.
@@ -72,6 +75,7 @@ cdef struct kmem_cache_node:
     int64_t seen_partial
     int64_t seen_inuse
     int64_t seen_cached
+    list_head full              # the other slabs, of debugged caches only
     void* depot[4088]           # DEPOT_SLOTS: what magazines had too much of
 
 cdef struct kmem_cache:
@@ -99,6 +103,7 @@ cdef struct kmem_cache:
     int32_t python_ctor         # slabs are made by the face only
     int32_t slot                # of the magazine
     int32_t refcount            # names that it goes by
+    int64_t nr_errors           # that its checks found
     kmem_cache* next            # newest first; guarded by slab_state.lock
 
 cdef struct slab_state:
@@ -112,6 +117,8 @@ cdef struct slab_state:
     int64_t large_pages[64]     # of kmalloc() beyond the caches, by node
     spinlock lock               # the list of caches, and slots
     kmem_cache* caches
+    void* log                   # slab_log.pxd; NULL until a cache is debugged
+    int32_t nr_debugged         # caches
     uint8_t slots[512]          # NR_MAGAZINES: taken
 
 # A struct page as the slab allocator fills it in; the frames behind the first carry
@@ -157,6 +164,9 @@ cdef inline bint is_slab(const page* p) noexcept nogil:
 cdef inline void* slab_address(const machine* m, const slab* sl) noexcept nogil:
     return <void*>(m.direct_map
                    + ((<uint64_t>sl - <uint64_t>m.vmemmap) >> STRUCT_PAGE_SHIFT << PAGE_SHIFT))
+
+cdef inline uint64_t slab_bytes(const slab* sl) noexcept nogil:
+    return <uint64_t>1 << PAGE_SHIFT << sl.kind.h.order
 
 # Whether an object lies on the node that the area's thread runs on.
 cdef inline bint is_local(const cpu_area* area, const void* object) noexcept nogil:

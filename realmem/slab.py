@@ -27,6 +27,7 @@ _KMALLOC_FLAGS = {
     "rcl-": SLAB.RECLAIM_ACCOUNT,
     "cg-": SLAB.ACCOUNT,
 }
+_NAME_MAX = 255
 # Flags and alignment of what realmem's own objects live in: Linux's, on x86-64.
 _DEDICATED = {
     "task_struct": (SLAB.PANIC | SLAB.ACCOUNT, 64),
@@ -183,7 +184,13 @@ class SlabCaches:
 def _check_name(name: str, taken: Mapping[str, object]) -> None:
     if not isinstance(name, str):
         raise TypeError(f"name must be a str, not {name!r}")
-    if not name or any(letter.isspace() or letter == "/" for letter in name):
+    # It becomes a directory's name.
+    if (
+        name in ("", ".", "..")
+        or not name.isprintable()
+        or any(letter.isspace() or letter == "/" for letter in name)
+        or len(name.encode()) > _NAME_MAX
+    ):
         raise ValueError(f"a cache can't be called {name!r}")
     if name in taken:
         raise ValueError(f"there is a cache {name!r} already")

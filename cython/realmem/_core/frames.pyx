@@ -13,6 +13,7 @@ from libc.string cimport memcmp
 
 from realmem._core.arguments cimport as_int
 from realmem._core.faults cimport raise_pending
+from realmem._kernel.kmalloc cimport is_large_kmalloc
 from realmem._kernel.page_free cimport (
     FREE_ALREADY, FREE_BAD_PFN, FREE_OK, FREE_RESERVED, FREE_TAIL, FREE_WRONG_ORDER, free_check,
     get_page, put_page,
@@ -78,9 +79,12 @@ cdef class PageFrames(MachineCore):
 
     cdef int check_free(self, uint64_t pfn, unsigned int order) except -1:
         cdef int why = free_check(self.m, pfn, order)
-        if why == FREE_OK:
+        if why == FREE_OK and not unlikely(is_large_kmalloc(pfn_to_page(self.m, pfn))
+                                           and pfn_to_page(self.m, pfn).counts.c.refcount == 1):
             return 0
         where = f"pfn {pfn} ({pfn_address(self.m, pfn):#x})"
+        if why == FREE_OK:
+            raise AllocatorError(f"bad free: {where} came from kmalloc(): kfree() it")
         if why == FREE_BAD_PFN:
             raise AllocatorError(f"bad pointer: there is no memory at {where}")
         if why == FREE_RESERVED:

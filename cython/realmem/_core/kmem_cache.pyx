@@ -144,6 +144,11 @@ cdef class KmemCache:
             raise ValueError(f"cache {self.name!r} is destroyed")
         return 0
 
+    cdef bint in_reach(self) noexcept:
+        cdef bint open_here = (self.allocator.pages.m != NULL
+                               and self.allocator.pages.generation == fork_generation)
+        return open_here and self.s != NULL
+
     # ---- objects ----
 
     def alloc(self, gfp=KERNEL, node=None):
@@ -219,18 +224,23 @@ cdef class KmemCache:
         cdef machine* m = self.allocator.m
         cdef slab* sl = new_raw_slab(s, gfp, nid)
         cdef uint64_t at
+        cdef int objects
         if sl == NULL:
             raise self.allocator.out_of_memory(f"cache {self.name}", gfp, nid, s.min_order)
+        self.constructing += 1
         try:
             at = <uint64_t>slab_address(m, sl) + s.red_left_pad
-            for _ in range(sl.objects):
+            objects = sl.objects
+            for _ in range(objects):
                 self.python_ctor(self.allocator.pages.view(at, s.object_size))
+                self.usable()       # it may have closed the machine, or returned in a fork
                 at += s.size
-            self.usable()           # the constructor may have closed the machine
         except BaseException:
-            if self.allocator.pages.m != NULL:
+            if self.in_reach():
                 discard_raw_slab(m, sl)
             raise
+        finally:
+            self.constructing -= 1
         publish_slab(s, sl, 0)
         return 0
 
@@ -310,7 +320,7 @@ cdef class KmemCache:
                 addrs[i] = <uint64_t>self.checked_or_constructed(gfp, -1)
                 i += 1
         except BaseException:
-            if self.allocator.pages.m != NULL and self.s != NULL and i:
+            if self.in_reach() and i:
                 kmem_cache_free_bulk(self.s, i, <void**>&addrs[0])
             raise
 
@@ -330,10 +340,10 @@ cdef class KmemCache:
         cdef Py_ssize_t n
         cdef int judged = 0
         self.usable()
-        found = numpy.ascontiguousarray(addrs)
-        if found.dtype != numpy.uint64:
-            found = numpy.array([<uint64_t>as_int(int(one), "addr") for one in found],
+        if not (isinstance(addrs, numpy.ndarray) and addrs.dtype == numpy.uint64):
+            addrs = numpy.array([<uint64_t>as_int(one, "addr") for one in addrs],
                                 dtype=numpy.uint64)
+        found = numpy.ascontiguousarray(addrs)
         if found.ndim != 1:
             raise ValueError("addrs must have one dimension")
         if found.size == 0:
@@ -423,7 +433,13 @@ cdef class KmemCache:
             raise AllocatorError(f"cache {self.name!r} is kmalloc()'s: it can't be destroyed")
         if self.kept:
             raise AllocatorError(f"cache {self.name!r} is realmem's own: it can't be destroyed")
+        if self.constructing:
+            raise AllocatorError(f"cache {self.name!r} is in use: its constructor runs")
         if s.refcount == 1:
+            if s.flags & SLAB_DEBUG_FLAGS:
+                shrink_cache(s)
+                self.allocator.collect(None)    # while its name is known
+                self.usable()       # again: Python code ran
             if remove_cache(s) != 0:
                 stat_cache(s, &found)
                 text = (f"kmem_cache_destroy {self.name}: slab cache still has "
@@ -432,7 +448,6 @@ cdef class KmemCache:
                     list_remaining(s)
                     text = f"{text}\n{self.allocator.collect(self.name)}"
                 raise AllocatorError(text)
-            self.allocator.collect(None)    # while its name is known
             free_cache(s)
         else:
             s.refcount -= 1

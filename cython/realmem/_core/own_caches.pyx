@@ -25,7 +25,8 @@ SIZES = {
 }
 # Where the allocator may write into a free object that keeps its state.
 FREE_POINTERS = {VM_AREA_STRUCT: <uint64_t>&(<vm_area_struct*>0).vm_next}
-CONSTRUCTORS = {ANON_VMA: <uint64_t>&anon_vma_ctor}
+# Not &anon_vma_ctor: what is cimported is a variable that holds the function's address.
+CONSTRUCTORS = {ANON_VMA: <uint64_t><void*>anon_vma_ctor}
 
 
 def use(KmemCache cache not None, int which):

@@ -10,9 +10,9 @@ from libc.string cimport memset
 from realmem._kernel.page_free cimport FREE_BAD_PFN, free_check
 from realmem._kernel.percpu cimport area_enter, area_exit, area_set_cpu, attach_areas
 from realmem._kernel.slab_check cimport (
-    FROM_PYTHON, SLUB_RED_ACTIVE, SLUB_RED_INACTIVE, TRACK_ALLOC, TRACK_FREE, check_object,
-    check_slab, check_valid_pointer, get_orig_size, get_track, init_object, object_err,
-    object_fix, on_freelist, set_orig_size, set_track,
+    FROM_PYTHON, SLUB_RED_ACTIVE, SLUB_RED_INACTIVE, TRACK_ALLOC, TRACK_FREE, check_empty_slab,
+    check_object, check_slab, check_valid_pointer, get_orig_size, get_track, init_object,
+    object_err, object_fix, on_freelist, set_orig_size, set_track,
 )
 from realmem._kernel.slab_log cimport (
     ALREADY_FREE, FIX_ALL_USED, FIX_NOT_FREED, FREELIST_POINTER, INVALID_POINTER,
@@ -219,6 +219,7 @@ cdef void free_single(kmem_cache* s, slab* sl, void* object, slab_user* who,
     (<void**>(<char*>object + s.offset))[0] = sl.freelist
     sl.freelist = object
     if sl.inuse == 0 and n.nr_partial >= s.min_partial:
+        check_empty_slab(s, sl)
         list_del(&sl.list)
         list_add(&sl.list, empty)
         n.nr_partial -= had_free

@@ -164,12 +164,16 @@ cdef void put_objects(kmem_cache* s, void** objects, uint32_t count,
         # The count that decides is the one before this free, as in __slab_free().
         if (sl.inuse == 0 and empty != NULL
                 and n.nr_partial - <uint64_t>was_full >= s.min_partial):
-            remove_slab_locked(n, sl, empty)
+            remove_slab_locked(s, n, sl, empty)
     if n != NULL:
         spin_unlock(&n.list_lock)
 
 
-cdef inline void remove_slab_locked(kmem_cache_node* n, slab* sl, list_head* empty) noexcept nogil:
+# From here on the cache may be destroyed: the slab is discarded without a look at it.
+cdef inline void remove_slab_locked(kmem_cache* s, kmem_cache_node* n, slab* sl,
+                                    list_head* empty) noexcept nogil:
+    if s.flags & SLAB_DEBUG_FLAGS:
+        check_empty_slab(s, sl)
     list_del(&sl.list)
     list_add(&sl.list, empty)
     sl.live = 0
@@ -187,7 +191,7 @@ cdef void take_empty_slabs(kmem_cache* s, kmem_cache_node* n, bint all_of_them,
     while at != &n.partial:
         next = at.next
         if list_to_slab(at).inuse == 0 and (all_of_them or n.nr_partial > s.min_partial):
-            remove_slab_locked(n, list_to_slab(at), empty)
+            remove_slab_locked(s, n, list_to_slab(at), empty)
         at = next
     spin_unlock(&n.list_lock)
 
@@ -224,8 +228,6 @@ cdef int64_t discard_slabs(machine* m, list_head* empty) noexcept nogil:
     while not list_empty(empty):
         sl = list_to_slab(empty.next)
         list_del(&sl.list)
-        if sl.cache.flags & SLAB_DEBUG_FLAGS:
-            check_empty_slab(sl.cache, sl)
         pages += <int64_t>1 << sl.kind.h.order
         discard_raw_slab(m, sl)
     return pages

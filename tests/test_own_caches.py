@@ -157,8 +157,15 @@ def test_another_name_for_one_of_them(machine):
     """Merged as Linux would merge it; it works, and goes, and machine.check() puts up with it."""
     other = machine.kmem_cache_create("other", 72)
     assert other.root == machine.kmem_caches["vmap_area"].root
-    addr = other.alloc()
     machine.vfree(machine.vmalloc(1))
+    addr = other.alloc()
+    refused = 0
+    for theirs in range(addr - 56 * 72, addr + 56 * 72, 72):
+        for free in (other.free, machine.kfree) if theirs != addr else ():
+            with pytest.raises(rm.AllocatorError) as error:
+                free(theirs)
+            refused += "realmem's own" in str(error.value)
+    assert refused > 0
     machine.check()
     other.free(addr)
     other.destroy()

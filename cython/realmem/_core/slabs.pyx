@@ -131,7 +131,7 @@ cdef class SlabAllocator:
             raise AllocatorError(f"double free: object {addr:#x} of cache {name!r} is free")
         if s != NULL and owner != s:
             raise AllocatorError(f"wrong slab cache: object {addr:#x} is of cache {name!r}")
-        if is_dedicated(owner) and owner.refcount == 1:
+        if is_dedicated(owner):         # also one that was merged: nobody can tell whose it is
             raise AllocatorError(
                 f"bad pointer: object {addr:#x} of cache {name!r} is realmem's own")
         return 1                    # compiled code allocated it

@@ -170,3 +170,19 @@ def test_longest_name_is_exported(machine, tmp_path):
     machine.kmem_cache_create("é" * 127, 64, flags=SLAB.NO_MERGE)
     machine.procfs.export(tmp_path)
     assert (tmp_path / "sys/kernel/slab" / ("é" * 127)).is_dir()
+
+
+def test_caches_come_and_go_where_one_may_sleep(machine):
+    cache = machine.kmem_cache_create("sleeps", 48, flags=SLAB.NO_MERGE)
+    calls = (
+        lambda: machine.kmem_cache_create("other", 48, flags=SLAB.NO_MERGE),
+        lambda: machine.kmem_cache_create("merged", 64),
+        cache.shrink,
+        cache.destroy,
+    )
+    with machine.atomic_context():
+        for call in calls:
+            with pytest.raises(rm.AtomicContextError):
+                call()
+    assert not {"other", "merged"} & set(machine.kmem_caches)
+    cache.destroy()

@@ -61,7 +61,7 @@ def create_cache(SlabAllocator allocator not None, str name, flags, geometry, ct
     cdef uint64_t most
     cdef uint32_t bits = flags
     cdef uint64_t c_ctor = 0 if ctor is None or callable(ctor) else ctor
-    allocator.usable()
+    allocator.may_alloc(GFP_KERNEL)
     s = NULL
     if not bits & SLAB_DEBUG_FLAGS or slab_log_init(allocator.state) == 0:
         s = new_cache(allocator.m)
@@ -112,7 +112,7 @@ def alias_cache(SlabAllocator allocator not None, str name, KmemCache root not N
     Compare mm/slub.c:__kmem_cache_alias().
     """
     cdef KmemCache cache = KmemCache.__new__(KmemCache)
-    allocator.usable()
+    allocator.may_alloc(GFP_KERNEL)
     root.usable()
     root.s.refcount += 1
     root.s.object_size = max(root.s.object_size, <uint32_t>geometry.object_size)
@@ -414,6 +414,7 @@ cdef class KmemCache:
         Compare mm/slab_common.c:kmem_cache_shrink().
         """
         self.usable()
+        self.allocator.may_alloc(GFP_KERNEL)    # it waits for the threads
         shrink_cache(self.s)
 
     def destroy(self):
@@ -428,6 +429,7 @@ cdef class KmemCache:
         cdef kmem_cache* s
         cdef cache_stat found
         self.usable()
+        self.allocator.may_alloc(GFP_KERNEL)
         s = self.s
         if self.flags & SLAB.KMALLOC:
             raise AllocatorError(f"cache {self.name!r} is kmalloc()'s: it can't be destroyed")

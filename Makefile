@@ -23,7 +23,7 @@ quick: build ## run the tests that take seconds
 soak: build ## run the long tests, ten times as long (SOAK=10)
 	$(PY) -m pytest -m slow --soak $(or $(SOAK),10) $(ARGS)
 
-mutants: build ## break the page allocator on purpose: do its tests notice?
+mutants: build ## break the allocators on purpose: do their tests notice?
 	$(PY) tools/mutants.py $(ARGS)
 
 test-numa: build ## test on real nodes: guests of two and four NUMA nodes

@@ -1,4 +1,4 @@
-"""Mutants of the page allocator: its tests notice when it is broken (all: make mutants)."""
+"""Mutants of the allocators: their tests notice when they are broken (all: make mutants)."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ def tool(monkeypatch):
     import mutants
 
     yield mutants
-    del sys.modules["mutants"]
+    for name in ("mutants", "mutants_pages", "mutants_slab", "mutation"):
+        del sys.modules[name]
 
 
 def test_every_mutant_changes_what_stands_there(tool):
-    names = [mutant.name for mutant in tool.MUTANTS]
-    assert len(names) == len(set(names)) >= 25
-    assert set(tool.FAST) <= set(names)
-    for mutant in tool.MUTANTS:
+    mutants = [mutant for suite in tool.SUITES.values() for mutant in suite.mutants]
+    assert len(mutants) == len({mutant.name for mutant in mutants}) >= 130
+    for suite in tool.SUITES.values():
+        assert set(suite.fast) <= {mutant.name for mutant in suite.mutants}
+    for mutant in mutants:
         assert tool.mutate(mutant) != (tool.CYTHON / "realmem" / mutant.file).read_text()
 
 
@@ -42,4 +44,5 @@ def test_some_mutants_are_noticed(tool, capsys):
     if not shutil.which("cc"):
         pytest.skip("there is no C compiler")
     assert tool.main(["--fast"]) == 0, capsys.readouterr()
-    assert f"{len(tool.FAST)} of {len(tool.FAST)} mutants noticed" in capsys.readouterr().out
+    few = sum(len(suite.fast) for suite in tool.SUITES.values())
+    assert f"{few} of {few} mutants noticed" in capsys.readouterr().out

@@ -8,6 +8,7 @@ _TESTS = (
     "tests/test_slab.py",
     "tests/test_kmalloc.py",
     "tests/test_slab_pages.py",
+    "tests/test_slab_depot.py",
     "tests/test_quicklist.py",
     "tests/test_vmalloc.py",
     "tests/test_vmalloc_errors.py",

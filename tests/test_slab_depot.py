@@ -59,3 +59,14 @@ def test_what_may_not_fail_is_not_made_to_fail(machine):
             cache.alloc(GFP_KERNEL)
     assert injection.failures == 1
     cache.free(addr)
+
+
+def test_a_node_keeps_min_partial_empty_slabs(machine):
+    """The count that decides is the one before the free that empties the slab."""
+    cache = machine.kmem_cache_create("alone", 33000, flags=SLAB.NO_MERGE)
+    assert cache.objs_per_slab == 1
+    held = [cache.alloc() for _ in range(100)]
+    for addr in held:
+        cache.free(addr)
+    assert cache.active_objs < 60
+    assert cache.num_slabs - cache.active_objs == cache.min_partial

@@ -125,7 +125,7 @@ _MUTANTS = (
     Mutant("krealloc loses the last byte", _K, "memcpy(moved, object, old)",
            "memcpy(moved, object, old - 1)"),
     Mutant("krealloc leaves what is cut off", _K,
-           "            memset(<char*>object + size, 0, old - size)", "            pass"),
+           "                memset(<char*>object + size, 0, room - size)", "                pass"),
     Mutant("ksize says what was asked for", _K, "    return s.size\n\n\n# Compare __do_krealloc",
            "    return s.object_size - 1\n\n\n# Compare __do_krealloc"),
     # ---- vmap.pyx, vmap_area.pyx

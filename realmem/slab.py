@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from realmem import slabcalc
-from realmem.layout import SLAB
+from realmem.layout import SLAB, parse_size
 from realmem.slab_debug import SlabDebug
 from realmem.slabcalc import KMALLOC_MAX_SIZE, KMALLOC_SIZES, KMALLOC_TYPES
 from realmem.slub import SlabReports
@@ -86,7 +86,7 @@ class SlabCaches:
                 )
 
     def _make_dedicated(self) -> None:
-        """Make the caches of realmem's own kernel-side objects, none of them merged."""
+        """Make the caches of realmem's own kernel-side objects, each its own."""
         from realmem._core import own_caches as own
         from realmem._core.kmem_cache import create_cache
 
@@ -133,7 +133,7 @@ class SlabCaches:
     def create(
         self,
         name: str,
-        size: int,
+        size: int | str,
         align: int = 0,
         flags: SLAB = slabcalc.NO_FLAGS,
         ctor: Callable[[memoryview], object] | int | None = None,
@@ -145,7 +145,7 @@ class SlabCaches:
         Compare mm/slab_common.c:__kmem_cache_create_args().
 
         :param name: not taken yet.
-        :param size: bytes of an object, 1 to 4 MiB.
+        :param size: bytes of an object, 1 to 4 MiB, or a string such as "4K".
         :param align: power of two that addresses are multiples of, or 0.
         :param flags: SLAB flags.
         :param ctor: run once for each object when its slab is made: a callable that takes the
@@ -158,8 +158,13 @@ class SlabCaches:
 
         _check_name(name, self.core.caches)
         flags = _as_flags(flags)
+        size = parse_size(size) if isinstance(size, str) else size
         _check_sizes(size, align)
         _check_ctor(ctor)
+        if freeptr_offset is not None and (
+            not isinstance(freeptr_offset, int) or isinstance(freeptr_offset, bool)
+        ):
+            raise TypeError(f"freeptr_offset must be an int, not {freeptr_offset!r}")
         if freeptr_offset is not None and not (
             (ctor is not None or flags & SLAB.TYPESAFE_BY_RCU)
             and 0 <= freeptr_offset < size

@@ -113,7 +113,7 @@ def test_bad_requests(machine):
     ):
         with pytest.raises(ValueError):
             call()
-    for call in (lambda: machine.kmalloc("8"), lambda: machine.kmalloc(8.0),
+    for call in (lambda: machine.kmalloc(b"8"), lambda: machine.kmalloc(8.0),
                  lambda: machine.kfree(None), lambda: machine.kmalloc()):
         with pytest.raises(TypeError):
             call()

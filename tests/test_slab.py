@@ -222,7 +222,7 @@ def test_double_frees_wherever_the_object_is(machine, cache):
     ("arguments", "why"),
     [
         ((0,), ValueError), ((-8,), ValueError), ((1 << 40,), ValueError),
-        (((1 << 22) + 1,), ValueError), (("64",), TypeError), ((True,), TypeError),
+        (((1 << 22) + 1,), ValueError), ((b"64",), TypeError), ((True,), TypeError),
         ((64, 3), ValueError), ((64, -8), ValueError), ((64, 48), ValueError),
         ((64, 0, 1 << 30), ValueError), ((64, 0, -1), ValueError),
         ((64, 0, SLAB.KMALLOC), ValueError), ((64, 0, SLAB(0), "f"), TypeError),

@@ -24,6 +24,15 @@ cdef inline int64_t as_int(object value, str what) except? -1:
     return result
 
 
+# A number of bytes: an int, or a string such as "64K".
+cdef inline int64_t as_size(object value, str what) except? -1:
+    if unlikely(not PyLong_Check(value)) and isinstance(value, str):
+        from realmem.layout import parse_size
+
+        value = parse_size(value, what)
+    return as_int(value, what)
+
+
 cdef inline unsigned int as_order(object order) except? 99:
     cdef int64_t value = as_int(order, "order")
     if unlikely(value < 0 or value > MAX_PAGE_ORDER):

@@ -4,16 +4,19 @@
 # cython: cdivision=True
 """The face of kmalloc(), kfree() and their kin; its bound methods are the machine's own."""
 from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.string cimport memcpy
 
-from realmem._core.arguments cimport as_gfp, as_int
+from realmem._core.arguments cimport as_gfp, as_int, as_size
 from realmem._core.checked_slabs cimport alloc_checked, caller, free_checked
 from realmem._core.slabs cimport SlabAllocator
 from realmem._kernel.fault_inject cimport should_fail
 from realmem._kernel.kmalloc cimport (
     KMALLOC_MAX_SIZE, ZERO_SIZE_PTR, kfree, kmalloc, kmalloc_node, kmalloc_slab, krealloc, ksize,
+    slab_ksize,
 )
 from realmem._kernel.percpu cimport fork_generation
 from realmem._kernel.sigsegv cimport handler
+from realmem._kernel.slab_check cimport get_orig_size, has_orig_size
 from realmem._kernel.slab_debug cimport cache_of
 from realmem._kernel.slab_types cimport SLAB_DEBUG_FLAGS, kmem_cache
 from realmem.compiler cimport peek_int, unlikely
@@ -21,6 +24,7 @@ from realmem.types cimport (
     GFP_KERNEL, GFP_NOFAIL, GFP_ZERO, INJECT_SLAB, MACHINE_INJECT_SLAB, machine,
 )
 
+from realmem.errors import AllocatorError
 from realmem.layout import GFP
 
 cdef object KERNEL = GFP.KERNEL
@@ -45,23 +49,23 @@ cdef class Kmalloc:
         Compare include/linux/slab.h:kmalloc(): up to 8 KiB come from the generic caches, more
         from the page allocator.
 
-        :param size: bytes, up to 4 MiB.
+        :param size: bytes, up to 4 MiB, or a string such as "64K".
         :param gfp: what the caller allows.
         :return: kernel logical address; 16 (ZERO_SIZE_PTR) for size 0.
         :raises OutOfMemory: there are no pages.
         :raises ValueError: a size or flags that could never succeed.
         :raises AtomicContextError: gfp may sleep, and the thread is in atomic_context().
         """
-        return self.take(as_int(size, "size"), GFP_KERNEL if gfp is KERNEL else as_gfp(gfp), -1)
+        return self.take(as_size(size, "size"), GFP_KERNEL if gfp is KERNEL else as_gfp(gfp), -1)
 
     def kzalloc(self, size, gfp=KERNEL):
         """Allocate ``size`` zero bytes; see kmalloc()."""
-        return self.take(as_int(size, "size"),
+        return self.take(as_size(size, "size"),
                          GFP_ZERO | (GFP_KERNEL if gfp is KERNEL else as_gfp(gfp)), -1)
 
     def kmalloc_node(self, size, gfp=KERNEL, node=None):
         """Allocate ``size`` bytes from a node, None for the calling CPU's; see kmalloc()."""
-        return self.take(as_int(size, "size"), as_gfp(gfp), self.slabs.pages.as_nid(node))
+        return self.take(as_size(size, "size"), as_gfp(gfp), self.slabs.pages.as_nid(node))
 
     def kcalloc(self, n, size, gfp=KERNEL):
         """
@@ -70,7 +74,7 @@ cdef class Kmalloc:
         :raises ValueError: also where the product is more than could be allocated.
         """
         cdef int64_t count = as_int(n, "n")
-        cdef int64_t each = as_int(size, "size")
+        cdef int64_t each = as_size(size, "size")
         if count < 0 or each < 0:
             raise ValueError(f"{n} times {size} bytes")
         if each and count > <int64_t>KMALLOC_MAX_SIZE / each:
@@ -167,29 +171,54 @@ cdef class Kmalloc:
         :param gfp: what the caller allows; with GFP.ZERO what is cut off is cleared.
         :return: its address; ZERO_SIZE_PTR for size 0.
         :raises OutOfMemory: there are no pages; the object stays as it is.
-        :raises AllocatorError: not the address of a live object.
+        :raises AllocatorError: not the address of a live object, or one that would have to move
+            and is found corrupted; it stays as it is.
         """
-        cdef int64_t wanted = as_int(size, "size")
+        cdef int64_t wanted = as_size(size, "size")
         cdef uint32_t flags = as_gfp(gfp)
         cdef uint64_t at = self.live(addr)
         cdef void* moved
+        cdef int theirs
         if at <= ZERO_SIZE_PTR or wanted < 0 or wanted > KMALLOC_MAX_SIZE:
             return self.take(wanted, flags, -1)
+        if wanted == 0:
+            self.kfree(at)
+            return ZERO_SIZE_PTR
         self.slabs.may_alloc(flags)
-        self.slabs.take_back(NULL, at)
+        if unlikely(self.slabs.state.nr_debugged != 0) and self.moves_debugged(at, wanted):
+            return self.move_debugged(at, wanted, flags)
+        theirs = self.slabs.take_back(NULL, at)     # compiled code's, until it is moved
         moved = krealloc(self.slabs.m, <void*>at, wanted, flags)
-        if moved == NULL:
+        if not theirs and moved == NULL:
             self.slabs.hand_out(<void*>at)
+        if moved == NULL:
             raise self.fail(wanted, flags, -1)
-        if <uint64_t>moved > ZERO_SIZE_PTR:
+        if not theirs or <uint64_t>moved != at:
             self.slabs.hand_out(moved)
         return <uint64_t>moved
+
+    cdef bint moves_debugged(self, uint64_t addr, uint64_t size):
+        cdef const kmem_cache* s = cache_of(self.slabs.m, <void*>addr)
+        return s != NULL and s.flags & SLAB_DEBUG_FLAGS and size > slab_ksize(s)
+
+    # The kernel side could only log that the old object is corrupted, and not freed.
+    cdef uint64_t move_debugged(self, uint64_t addr, uint64_t size, uint32_t gfp) except 0:
+        cdef const kmem_cache* s = cache_of(self.slabs.m, <void*>addr)
+        cdef uint64_t moved = self.take(size, gfp, -1)
+        memcpy(<void*>moved, <void*>addr, get_orig_size(s, <void*>addr) if has_orig_size(s)
+               else slab_ksize(s))
+        try:
+            self.free_debugged(addr)
+        except AllocatorError:
+            self.kfree(moved)
+            raise
+        return moved
 
     # An address as kfree() would take it.
     cdef uint64_t live(self, addr) except? 1:
         cdef uint64_t at = <uint64_t>as_int(addr, "addr")
         self.slabs.usable()
         if at != 0 and at != ZERO_SIZE_PTR:
-            self.slabs.take_back(NULL, at)
-            self.slabs.hand_out(<void*>at)
+            if self.slabs.take_back(NULL, at) == 0:
+                self.slabs.hand_out(<void*>at)
         return at

@@ -4,7 +4,7 @@
 """kvmalloc() and kvfree(): contiguous memory if that is easy, vmalloc's otherwise."""
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from realmem._core.arguments cimport as_gfp, as_int
+from realmem._core.arguments cimport as_gfp, as_int, as_size
 from realmem._core.checked_slabs cimport caller, free_checked
 from realmem._core.slabs cimport SlabAllocator
 from realmem._core.vmalloc cimport VmallocSpace
@@ -15,8 +15,6 @@ from realmem._kernel.vmem cimport KVMALLOC_MAX_SIZE, kmalloc_gfp_adjust
 from realmem.types cimport (
     GFP_DIRECT_RECLAIM, GFP_KERNEL, GFP_ZERO, MAX_PAGE_ORDER, PAGE_SIZE,
 )
-
-from realmem.layout import parse_size
 
 
 cdef class KvMalloc:
@@ -48,11 +46,12 @@ cdef class KvMalloc:
         :raises ValueError: more than 2 GiB - 1, or flags that could never succeed.
         :raises AtomicContextError: gfp may sleep, and the thread is in atomic_context().
         """
-        return self.take(as_bytes(size), as_gfp(gfp), self.slabs.pages.as_nid(node))
+        return self.take(as_size(size, "size"), as_gfp(gfp), self.slabs.pages.as_nid(node))
 
     def kvzalloc(self, size, gfp=GFP_KERNEL, node=None):
         """Allocate zeroed memory; compare include/linux/slab.h:kvzalloc().  Else as kvmalloc()."""
-        return self.take(as_bytes(size), as_gfp(gfp) | GFP_ZERO, self.slabs.pages.as_nid(node))
+        return self.take(as_size(size, "size"), as_gfp(gfp) | GFP_ZERO,
+                         self.slabs.pages.as_nid(node))
 
     cdef object take(self, int64_t size, uint32_t gfp, int nid):
         cdef void* object
@@ -93,7 +92,3 @@ cdef class KvMalloc:
                     return
             self.slabs.take_back(NULL, at)
             kfree(self.slabs.m, <void*>at)
-
-
-cdef int64_t as_bytes(size) except? -1:
-    return parse_size(size, "size") if isinstance(size, str) else as_int(size, "size")

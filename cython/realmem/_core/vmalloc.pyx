@@ -8,7 +8,7 @@ cimport cython
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 
-from realmem._core.arguments cimport as_gfp, as_int
+from realmem._core.arguments cimport as_gfp, as_int, as_size
 from realmem._core.vmap_space cimport VmapSpace, as_address
 from realmem._kernel.mm_types cimport (
     VM_ALLOC, VM_MAP, VMALLOC_MAX_SHIFT, VMAP_CALLER, VMAP_DEFERRED, VMAP_RAM,
@@ -22,7 +22,7 @@ from realmem.compiler cimport unlikely
 from realmem.types cimport GFP_KERNEL, GFP_ZERO, PAGE_SHIFT, PAGE_SIZE, page_to_pfn
 
 from realmem.errors import AllocatorError, OutOfMemory
-from realmem.layout import GFP, PROT_READ, PROT_WRITE, describe_gfp, parse_size
+from realmem.layout import GFP, PROT_READ, PROT_WRITE, describe_gfp
 
 KINDS = {VM_ALLOC: "vmalloc()", VM_MAP: "vmap()", VMAP_RAM: "vm_map_ram()"}
 ENDS = {VM_ALLOC: "vfree()", VM_MAP: "vunmap()", VMAP_RAM: "vm_unmap_ram()"}
@@ -80,7 +80,7 @@ cdef class VmallocSpace(VmapSpace):
         cdef uint64_t addr = 0
         cdef int rc
         self.core.usable()
-        wanted = self.as_size(size)
+        wanted = self.bounded_size(size)
         to = self.as_align(align)
         self.may_sleep("vmalloc()")
         self.settle()
@@ -269,9 +269,8 @@ cdef class VmallocSpace(VmapSpace):
 
     # ---- arguments and refusals ----
 
-    cdef uint64_t as_size(self, size) except 0:
-        cdef int64_t value = parse_size(size, "size") if isinstance(size, str) else as_int(
-            size, "size")
+    cdef uint64_t bounded_size(self, size) except 0:
+        cdef int64_t value = as_size(size, "size")
         if value <= 0:
             raise ValueError(f"size must be positive: {size}")
         if <uint64_t>value > self.total_pages << PAGE_SHIFT:

@@ -22,6 +22,8 @@ cdef void kfree(machine* m, const void* object) noexcept nogil
 
 # How many bytes may be used behind an object.
 cdef uint64_t ksize(const machine* m, const void* object) noexcept nogil
+# The same of any object of a slab cache, which keeps its red zone as it is.
+cdef uint64_t slab_ksize(const kmem_cache* s) noexcept nogil
 
 # The object with room for size bytes, moved if it must be: NULL, and object as it was, without
 # memory.  Bytes beyond the old size are zero if gfp has GFP_ZERO and had it before.

@@ -1,20 +1,19 @@
-"""
-VMAs: what was promised to a process.  Testable without memory.
-
-A change is planned aside and applied in one step, by the kernel side's splice where there is one
-(realmem/mm/address_space.py).
-"""
+"""VMAs as values: what was promised to a process.  Testable without memory."""
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from realmem.layout import (
     MAP_ANONYMOUS,
+    MAP_DROPPABLE,
+    MAP_GROWSDOWN,
+    MAP_LOCKED,
+    MAP_NORESERVE,
     MAP_PRIVATE,
     MAP_SHARED,
+    PAGE_SHIFT,
     PAGE_SIZE,
     PROT_EXEC,
     PROT_READ,
@@ -30,11 +29,35 @@ VM_MAYREAD = 0x10
 VM_MAYWRITE = 0x20
 VM_MAYEXEC = 0x40
 VM_MAYSHARE = 0x80
+VM_GROWSDOWN = 0x100
+VM_PFNMAP = 0x400
+VM_LOCKED = 0x2000
+VM_IO = 0x4000
+VM_SEQ_READ = 0x8000
+VM_RAND_READ = 0x10000
+VM_DONTCOPY = 0x20000
+VM_DONTEXPAND = 0x40000
+VM_LOCKONFAULT = 0x80000
 VM_ACCOUNT = 0x100000
 VM_NORESERVE = 0x200000
+VM_WIPEONFORK = 0x2000000
+VM_DONTDUMP = 0x4000000
+VM_SOFTDIRTY = 0x8000000
+VM_MIXEDMAP = 0x10000000
+VM_HUGEPAGE = 0x20000000
+VM_NOHUGEPAGE = 0x40000000
+VM_MERGEABLE = 1 << 31
+VM_DROPPABLE = 1 << 40
+VM_SEALED = 1 << 42
 
-# fs/proc/task_mmu.c:show_smap_vma_flags()
-_FLAG_NAMES = {
+VM_ACCESS_FLAGS = VM_READ | VM_WRITE | VM_EXEC
+VM_MAY_ALL = VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC
+VM_LOCKED_MASK = VM_LOCKED | VM_LOCKONFAULT
+# What is never merged, nor locked.
+VM_SPECIAL = VM_IO | VM_DONTEXPAND | VM_PFNMAP | VM_MIXEDMAP
+
+# fs/proc/task_mmu.c:show_smap_vma_flags(), in the order of the bits
+FLAG_NAMES = {
     VM_READ: "rd",
     VM_WRITE: "wr",
     VM_EXEC: "ex",
@@ -43,23 +66,44 @@ _FLAG_NAMES = {
     VM_MAYWRITE: "mw",
     VM_MAYEXEC: "me",
     VM_MAYSHARE: "ms",
+    VM_GROWSDOWN: "gd",
+    VM_PFNMAP: "pf",
+    VM_LOCKED: "lo",
+    VM_IO: "io",
+    VM_SEQ_READ: "sr",
+    VM_RAND_READ: "rr",
+    VM_DONTCOPY: "dc",
+    VM_DONTEXPAND: "de",
+    VM_LOCKONFAULT: "lf",
     VM_ACCOUNT: "ac",
     VM_NORESERVE: "nr",
+    VM_WIPEONFORK: "wf",
+    VM_DONTDUMP: "dd",
+    VM_SOFTDIRTY: "sd",
+    VM_MIXEDMAP: "mm",
+    VM_HUGEPAGE: "hg",
+    VM_NOHUGEPAGE: "nh",
+    VM_MERGEABLE: "mg",
+    VM_DROPPABLE: "dp",
+    VM_SEALED: "sl",
 }
-_PROT_MASK = PROT_READ | PROT_WRITE | PROT_EXEC
-
-
-def vm_flags_of(prot: int, *, noreserve: bool = False) -> int:
-    """Give the vm_flags of a private anonymous mapping (mm/mmap.c:do_mmap())."""
-    flags = (prot & _PROT_MASK) | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC
-    if noreserve:
-        flags |= VM_NORESERVE
-    elif prot & PROT_WRITE:
-        flags |= VM_ACCOUNT
-    return flags
 
 
 @dataclass(frozen=True, slots=True)
+class FileRef:
+    """
+    An opened file behind a mapping; equal to none but itself, as a struct file is.
+
+    :ivar path: as /proc/PID/maps shows it.
+    """
+
+    path: str
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+
+@dataclass(frozen=True, slots=True, init=False)
 class Vma:
     """
     One range of addresses with one set of rights.
@@ -67,8 +111,9 @@ class Vma:
     :ivar start: first address.
     :ivar end: one past the last.
     :ivar vm_flags_word: VM_* bits.
-    :ivar offset: bytes into the file; 0 for anonymous memory.
-    :ivar file: the path of the file, or None.
+    :ivar pgoff: Linux's vm_pgoff, in pages: of private anonymous memory its first page's number
+        when it was made, of shared memory the page within its object.
+    :ivar object: None; the object of shared anonymous memory; or a FileRef.
     :ivar policy: memory policy of its own, or None.
     :ivar name: set by prctl, or None.
     """
@@ -76,167 +121,136 @@ class Vma:
     start: int
     end: int
     vm_flags_word: int
-    offset: int = 0
-    file: str | None = None
-    policy: None = None
-    name: str | None = None
+    pgoff: int
+    object: Any
+    policy: Any
+    name: str | None
+
+    def __init__(
+        self,
+        start: int,
+        end: int,
+        vm_flags_word: int,
+        pgoff: int | None = None,
+        object: Any = None,
+        policy: Any = None,
+        name: str | None = None,
+    ) -> None:
+        _SET_START(self, start)
+        _SET_END(self, end)
+        _SET_FLAGS(self, vm_flags_word)
+        _SET_PGOFF(self, start >> PAGE_SHIFT if pgoff is None else pgoff)
+        _SET_OBJECT(self, object)
+        _SET_POLICY(self, policy)
+        _SET_NAME(self, name)
+
+    # ---- parts and variants ----
+
+    def piece(self, start: int, end: int) -> Vma:
+        """Give the same promise for another range; ``pgoff`` stays linear."""
+        pgoff = self.pgoff + ((start - self.start) >> PAGE_SHIFT)
+        return Vma(
+            start, end, self.vm_flags_word, pgoff, self.object, self.policy, self.name
+        )
+
+    def with_flags(self, vm_flags_word: int) -> Vma:
+        """Give the same range with other VM_* bits."""
+        return Vma(
+            self.start, self.end, vm_flags_word, self.pgoff, self.object, self.policy, self.name
+        )
+
+    @property
+    def pages(self) -> int:
+        """Its length in pages."""
+        return (self.end - self.start) >> PAGE_SHIFT
+
+    @property
+    def private_anon(self) -> bool:
+        """Whether its faults find zero pages of its own (mm/util.c:vma_is_anonymous())."""
+        return self.object is None or isinstance(self.object, FileRef)
+
+    # ---- what users see ----
 
     @property
     def prot(self) -> int:
         """PROT_* bits."""
-        return self.vm_flags_word & _PROT_MASK
+        word = self.vm_flags_word
+        return (
+            (PROT_READ if word & VM_READ else 0)
+            | (PROT_WRITE if word & VM_WRITE else 0)
+            | (PROT_EXEC if word & VM_EXEC else 0)
+        )
 
     @property
     def flags(self) -> int:
         """MAP_* bits."""
-        kind = MAP_SHARED if self.vm_flags_word & VM_SHARED else MAP_PRIVATE
-        return kind | (MAP_ANONYMOUS if self.anon else 0)
+        word = self.vm_flags_word
+        flags = MAP_SHARED if word & VM_MAYSHARE else MAP_PRIVATE
+        if word & VM_DROPPABLE:
+            flags = MAP_DROPPABLE
+        if not isinstance(self.object, FileRef):
+            flags |= MAP_ANONYMOUS
+        if word & VM_GROWSDOWN:
+            flags |= MAP_GROWSDOWN
+        if word & VM_LOCKED:
+            flags |= MAP_LOCKED
+        if word & VM_NORESERVE:
+            flags |= MAP_NORESERVE
+        return flags
 
     @property
     def vm_flags(self) -> frozenset[str]:
         """Linux's two-letter names, as in smaps."""
-        return frozenset(
-            name for bit, name in _FLAG_NAMES.items() if self.vm_flags_word & bit
-        )
+        word = self.vm_flags_word
+        return frozenset([name for bit, name in FLAG_NAMES.items() if word & bit])
+
+    @property
+    def offset(self) -> int:
+        """Bytes into the object behind it; 0 for private anonymous memory."""
+        return 0 if self.object is None else self.pgoff << PAGE_SHIFT
+
+    @property
+    def file(self) -> str | None:
+        """The path of the file behind it, as /proc/PID/maps shows it, or None."""
+        if self.object is None:
+            return None
+        return self.object.path if isinstance(self.object, FileRef) else "/dev/zero (deleted)"
 
     @property
     def anon(self) -> bool:
-        """Whether no file is behind it."""
-        return self.file is None
+        """Whether it is anonymous memory, private or shared."""
+        return not isinstance(self.object, FileRef)
 
     @property
     def locked(self) -> bool:
         """Whether it is locked in memory."""
-        return False
+        return bool(self.vm_flags_word & VM_LOCKED)
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
-    """
-    A planned change: slots ``[at, at + removed)`` become ``added``.
-
-    :ivar start: with ``end``, the range whose pages go; empty if none do.
-    """
-
-    at: int
-    removed: int
-    added: list[Vma]
-    start: int = 0
-    end: int = 0
+# A frozen dataclass sets its slots by object.__setattr__(), which looks each up by name: half of
+# the time of making one.
+_SET_START = Vma.__dict__["start"].__set__
+_SET_END = Vma.__dict__["end"].__set__
+_SET_FLAGS = Vma.__dict__["vm_flags_word"].__set__
+_SET_PGOFF = Vma.__dict__["pgoff"].__set__
+_SET_OBJECT = Vma.__dict__["object"].__set__
+_SET_POLICY = Vma.__dict__["policy"].__set__
+_SET_NAME = Vma.__dict__["name"].__set__
 
 
-def _mergeable(left: Vma, right: Vma) -> bool:
-    return (
-        left.end == right.start
-        and left.vm_flags_word == right.vm_flags_word
-        and left.file == right.file
-        and left.policy == right.policy
-        and left.name == right.name
-        and left.file is None
-    )
+def is_exec_mapping(flags: int) -> bool:
+    """Whether it counts as program text (mm/vma.h)."""
+    return flags & (VM_EXEC | VM_WRITE | VM_GROWSDOWN) == VM_EXEC
 
 
-class VmaSet:
-    """
-    The VMAs of one process, sorted.
-
-    :ivar starts: start addresses; changed together with ``vmas``.
-    :ivar vmas: the VMAs; replace, never edit.
-    """
-
-    def __init__(self, vmas: Sequence[Vma] = ()) -> None:
-        self.vmas = list(vmas)
-        self.starts = [vma.start for vma in self.vmas]
-
-    def __len__(self) -> int:
-        return len(self.vmas)
-
-    def __iter__(self) -> Iterator[Vma]:
-        return iter(self.vmas)
-
-    def find(self, addr: int) -> Vma | None:
-        """Give the VMA that holds ``addr`` or the next one above (mm/mmap.c:find_vma())."""
-        at = self._at(addr)
-        return self.vmas[at] if at < len(self.vmas) else None
-
-    def overlaps(self, start: int, end: int) -> bool:
-        """Whether a VMA holds any address of ``[start, end)``."""
-        vma = self.find(start)
-        return vma is not None and vma.start < end
-
-    def gap_below(self, length: int, low: int, high: int) -> int | None:
-        """
-        Find room for ``length`` bytes in ``[low, high)``, as high as possible.
-
-        Compare mm/vma.c:unmapped_area_topdown().
-        """
-        top = high
-        for i in range(bisect_left(self.starts, high) - 1, -1, -1):
-            vma = self.vmas[i]
-            if vma.end < top and top - max(vma.end, low) >= length:
-                return top - length
-            top = min(top, vma.start)
-            if top < low + length:
-                return None
-        return top - length if top - length >= low else None
-
-    def plan_unmap(self, start: int, end: int) -> Change:
-        """Plan to take ``[start, end)`` away; VMAs across its ends are split."""
-        first, last = self._span(start, end)
-        added = []
-        if first < last:
-            left, right = self.vmas[first], self.vmas[last - 1]
-            if left.start < start:
-                added.append(_cut(left, left.start, start))
-            if right.end > end:
-                added.append(_cut(right, end, right.end))
-        return Change(first, last - first, added, start, end)
-
-    def plan_map(self, new: Vma) -> Change:
-        """Plan to put ``new`` in, over whatever is there; it merges with like neighbours."""
-        first, last = self._span(new.start, new.end)
-        start, end = new.start, new.end
-        zap = (start, end) if first < last else (0, 0)
-        added: list[Vma] = []
-        before = None
-        if first < last and self.vmas[first].start < start:
-            before = _cut(self.vmas[first], self.vmas[first].start, start)
-        elif first > 0 and _mergeable(self.vmas[first - 1], new):
-            first -= 1
-            before = self.vmas[first]
-        after = None
-        if first < last and self.vmas[last - 1].end > end:
-            after = _cut(self.vmas[last - 1], end, self.vmas[last - 1].end)
-        elif last < len(self.vmas) and _mergeable(new, self.vmas[last]):
-            after = self.vmas[last]
-            last += 1
-        for vma in (before, new, after):
-            if vma is None:
-                continue
-            if added and _mergeable(added[-1], vma):
-                added[-1] = _cut(added[-1], added[-1].start, vma.end)
-            else:
-                added.append(vma)
-        return Change(first, last - first, added, *zap)
-
-    def apply(self, change: Change) -> None:
-        """Make a planned change."""
-        span = slice(change.at, change.at + change.removed)
-        self.vmas[span] = change.added
-        self.starts[span] = [vma.start for vma in change.added]
-
-    def _at(self, addr: int) -> int:
-        at = bisect_right(self.starts, addr) - 1
-        return at if at >= 0 and self.vmas[at].end > addr else at + 1
-
-    def _span(self, start: int, end: int) -> tuple[int, int]:
-        first = self._at(start)
-        return first, max(first, bisect_left(self.starts, end))
+def is_data_mapping(flags: int) -> bool:
+    """Whether it counts as data, which RLIMIT_DATA limits (mm/vma.h)."""
+    return flags & (VM_WRITE | VM_SHARED | VM_GROWSDOWN) == VM_WRITE
 
 
-def _cut(vma: Vma, start: int, end: int) -> Vma:
-    offset = vma.offset + start - vma.start if vma.file is not None else 0
-    return Vma(start, end, vma.vm_flags_word, offset, vma.file, vma.policy, vma.name)
+def is_accountable(flags: int) -> bool:
+    """Whether its pages are charged to vm_committed_as (mm/vma.c:accountable_mapping())."""
+    return flags & (VM_NORESERVE | VM_SHARED | VM_WRITE) == VM_WRITE
 
 
 def page_align(length: int) -> int:

@@ -247,11 +247,13 @@ def get_order(size: int) -> int:
     return ((size - 1) >> PAGE_SHIFT).bit_length()
 
 
+_PUBLIC = re.compile(r"(GFP|PROT|MAP|MREMAP|MADV|MLOCK|MCL|MS|PR|RLIM|SEGV)_")
+
 __all__ = [
     "GFP",
     "PAGE_SHIFT",
     "PAGE_SIZE",
     "SLAB",
     "get_order",
-    *[name for name in list(globals()) if re.match(r"(GFP|PROT|MAP|MREMAP|MADV|MLOCK|MCL|MS|PR|RLIM|SEGV)_", name)],
+    *[name for name in list(globals()) if _PUBLIC.match(name)],
 ]

@@ -140,9 +140,9 @@ class MemoryMap:
                         if not self._commit(plan):
                             continue        # a fault came in between
                 except OSError as error:
-                    if error.errno != errno.ENOMEM or plan.charge <= 0 or refusal is not None:
+                    if error.errno != errno.ENOMEM or plan.charge <= 0:
                         raise
-                    # Perhaps it was the charge: plan up to what asked for too much.
+                    # Perhaps it was the charge: do what Linux has done by the one that is too much.
                     limit = plan.charge - 1
                     continue
                 break

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import random
 from bisect import bisect_left
+from itertools import pairwise
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from realmem.layout import PAGE_SIZE
-from realmem.mm import tree as tree_module
-from realmem.mm.tree import FAN_LOW, FAN_OUT, STACK_GUARD_GAP, Node, VmaTree
+from realmem.mm import btree
+from realmem.mm.btree import FAN_LOW, FAN_OUT, Node
+from realmem.mm.tree import STACK_GUARD_GAP, VmaTree
 from realmem.mm.vma import VM_GROWSDOWN, VM_READ, Vma
 
 P = PAGE_SIZE
@@ -39,7 +40,7 @@ def check(tree):
             inner = max(b[3] for b in below)
         assert node.starts == tuple(s for s, _ in spans)
         assert node.ends == tuple(e for _, e in spans)
-        gaps = [b[0] - a[1] for a, b in zip(spans, spans[1:], strict=False)]
+        gaps = [b[0] - a[1] for a, b in pairwise(spans)]
         assert min(gaps, default=0) >= 0
         gap = max([inner, *gaps])
         assert (node.count, node.gap) == (count, gap)
@@ -155,7 +156,6 @@ def test_room_is_the_highest_or_the_lowest(gaps, pages, guard, data):
     assert tree.gap_above(length, low, high, 0) == (fits[0] if fits else None)
 
 
-@pytest.mark.conformance("MM-46")
 def test_a_stack_keeps_its_guard_gap_free():
     stack = vma_at(1000, 2, VM_READ | VM_GROWSDOWN)
     tree = VmaTree.of([stack])
@@ -178,11 +178,11 @@ def test_a_change_costs_one_path(monkeypatch):
     made = []
 
     class Counting(Node):
-        def __init__(self, items, leaf):
-            made.append(len(items))
-            super().__init__(items, leaf)
+        def __new__(cls, *args):
+            made.append(cls)
+            return super().__new__(cls)
 
-    monkeypatch.setattr(tree_module, "Node", Counting)
+    monkeypatch.setattr(btree, "Node", Counting)
     rng = random.Random(4)
     for n in (10, 1_000, 100_000):
         tree = VmaTree.of([vma_at(2 * i) for i in range(n)])

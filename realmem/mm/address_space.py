@@ -57,7 +57,7 @@ class MemoryMap:
         cls, mmu: Mmu, pid: int, node: int | None, window: int, settings: VmSettings, uid: int
     ) -> MemoryMap:
         """Make an empty address space."""
-        core = Core(mmu, pid, -1 if node is None else node, window)
+        core: Any = Core(mmu, pid, -1 if node is None else node, window)
         mm = cls(core, settings, capabilities=None if uid == 0 else set())
         core.tree = VmaTree(brk=mm.start_brk)
         return mm
@@ -142,7 +142,7 @@ class MemoryMap:
                 except OSError as error:
                     if error.errno != errno.ENOMEM or plan.charge <= 0:
                         raise
-                    # Perhaps it was the charge: do what Linux has done by the one that is too much.
+                    # Perhaps the charge: do what Linux has done by the one that is too much.
                     limit = plan.charge - 1
                     continue
                 break

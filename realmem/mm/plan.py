@@ -18,37 +18,15 @@ Compare mm/vma.c.
 from __future__ import annotations
 
 import errno
-import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any
 
 from realmem.layout import PAGE_SHIFT
-from realmem.mm.tree import VmaTree
-from realmem.mm.vma import (
-    VM_ACCOUNT,
-    VM_GROWSDOWN,
-    VM_LOCKED,
-    VM_SEALED,
-    VM_SOFTDIRTY,
-    VM_SPECIAL,
-    Vma,
-    is_data_mapping,
-    is_exec_mapping,
-)
+from realmem.mm.draft import DATA, EXEC, LOCKED, STACK, TOTAL, Draft, Step, fail
+from realmem.mm.merge import NO_ANON, join, neighbours
+from realmem.mm.vma import VM_ACCOUNT, VM_LOCKED, VM_SEALED, Vma
 
-if TYPE_CHECKING:
-    from realmem.mm.address_space import MemoryMap
-
-Step = tuple[Any, ...]
 KEEP: Any = object()                # an attribute that modify() leaves as it is
-TOTAL, DATA, EXEC, STACK, LOCKED = range(5)     # indices of counters and deltas
-NONE = (0, False)                   # the anon_vma of what never faulted
-
-
-def fail(number: int, what: str = "") -> NoReturn:
-    """Raise the OSError of an errno."""
-    words = os.strerror(number)
-    raise OSError(number, f"{words}: {what}" if what else words)
 
 
 @dataclass(slots=True)
@@ -68,123 +46,8 @@ class Unmapping:
     nr_accounted: int = 0
 
 
-class Plan:
-    """
-    A change in the making.
-
-    :param mm: the address space; its ``lock`` is held.
-    :param charge_limit: the most pages that may be charged; a retry's, after commit refused more.
-    :ivar tree: the VMAs as they will be.
-    :ivar steps: what core.commit() is to do, in order.
-    :ivar deltas: of total_vm, data_vm, exec_vm, stack_vm and locked_vm, in pages.
-    :ivar charge: pages to add to vm_committed_as.
-    :ivar generation: of the snapshot.
-    :ivar populate: ranges to fault in once committed (mm_populate()); failures are ignored.
-    """
-
-    def __init__(self, mm: MemoryMap, charge_limit: int | None = None) -> None:
-        self.mm = mm
-        # The generation first: what changes after it makes the commit stale.
-        self.generation: int = mm.core.generation
-        self.before: VmaTree = mm.core.tree
-        self.tree = self.before
-        self.steps: list[Step] = []
-        self.deltas = [0, 0, 0, 0, 0]
-        self.charge = 0
-        self.charge_limit = charge_limit
-        self.populate: list[tuple[int, int]] = []
-        # Where the anon_vma of a VMA of this plan comes from: a published VMA's start, or -1.
-        self._origin: dict[int, int] = {}
-
-    # ---- looking ----
-
-    def find(self, addr: int) -> Vma | None:
-        """Give the VMA that holds ``addr`` or the next one above."""
-        return self.tree.find(addr)
-
-    def prev(self, addr: int) -> Vma | None:
-        """Give the last VMA that starts below ``addr``."""
-        return self.tree.prev(addr)
-
-    def anon_vma(self, vma: Vma) -> tuple[int, bool]:
-        """
-        Give the identity of a VMA's anon_vma, 0 for none, and whether it came with a fork.
-
-        :param vma: one of the working tree.
-        """
-        origin = self._origin.get(vma.start, vma.start)
-        return NONE if origin < 0 else self.mm.core.anon_vma(origin)
-
-    def counter(self, which: int) -> int:
-        """Give a counter as the plan leaves it: TOTAL, DATA, EXEC, STACK or LOCKED, in pages."""
-        return int(self.mm.core.counters[which]) + self.deltas[which]
-
-    # ---- accounts ----
-
-    def account(self, flags: int, pages: int) -> None:
-        """Count pages of a mapping, or uncount them (mm/vma.c:vm_stat_account())."""
-        self.deltas[TOTAL] += pages
-        if is_exec_mapping(flags):
-            self.deltas[EXEC] += pages
-        elif flags & VM_GROWSDOWN:
-            self.deltas[STACK] += pages
-        elif is_data_mapping(flags):
-            self.deltas[DATA] += pages
-
-    def charge_pages(self, pages: int) -> None:
-        """
-        Charge pages to vm_committed_as, or with a negative number give them back.
-
-        Commit checks a charge by the overcommit rules; where it refuses, the planner runs again
-        and this raises.  Compare mm/util.c:__vm_enough_memory().
-
-        :raises OSError: ENOMEM.
-        """
-        if pages > 0 and self.charge_limit is not None:
-            if self.charge + pages > self.charge_limit:
-                fail(errno.ENOMEM, "overcommit")
-        self.charge += pages
-
-    # ---- steps that leave VMAs as they are ----
-
-    def zap(self, start: int, end: int) -> None:
-        """Take the pages out of a range."""
-        self.steps.append(("zap", start, end))
-
-    def protect(self, start: int, end: int) -> None:
-        """Have page-table entries follow the rights of the VMAs of now."""
-        self.steps.append(("protect", start, end))
-
-    def lock(self, start: int, end: int, on: bool) -> None:
-        """Mark the pages that are present as locked, or not."""
-        self.steps.append(("lock", start, end, on))
-
-    def move(self, old: int, new: int, length: int) -> None:
-        """Move page-table entries; the VMAs of both ranges exist."""
-        self.steps.append(("move", old, new, length))
-
-    def set_brk(self, brk: int) -> None:
-        """Set the program break in the same step."""
-        self.tree = self.tree.with_brk(brk)
-
-    def set_def_flags(self, def_flags: int) -> None:
-        """Set the flags of mappings to come, in the same step."""
-        self.tree = self.tree.with_def_flags(def_flags)
-
-    # ---- VMAs ----
-
-    def set_vmas(self, lo: int, hi: int, pairs: list[tuple[Vma, int]]) -> None:
-        """
-        Put VMAs in the place of those that start within ``[lo, hi)``.
-
-        :param pairs: each with the start of the VMA whose anon_vma it takes over, or -1.
-        """
-        self.steps.append(("vmas", lo, hi, pairs))
-        self.tree = self.tree.replace(lo, hi, [vma for vma, _ in pairs])
-        origin = self._origin
-        origins = [-1 if source < 0 else origin.get(source, source) for _, source in pairs]
-        for (vma, _), where in zip(pairs, origins, strict=True):
-            origin[vma.start] = where
+class Plan(Draft):
+    """Linux's primitives; see Draft for what is planned so far."""
 
     def split(self, addr: int) -> None:
         """
@@ -291,13 +154,18 @@ class Plan:
         :return: the VMA that it became part of.
         """
         prev, following = self.tree.prev(vma.start), self.tree.find(vma.start)
-        anon = NONE if copied_from is None else self.anon_vma(copied_from)
-        left, right = self._neighbours(
-            vma, anon, prev, None if only_left else following, may_be_forked=copied_from is None
+        anon = NO_ANON if copied_from is None else self.anon_vma(copied_from)
+        left, right = neighbours(
+            vma,
+            anon,
+            prev,
+            None if only_left else following,
+            self.anon_vma,
+            may_be_forked=copied_from is None,
         )
         sources = [v for v in (left, right, copied_from) if v is not None]
         source = self._anon_source(sources) if sources else -1
-        merged = _join(left, vma, right)
+        merged = join(left, vma, right)
         lo = merged.start if left is not None else (vma.start if right is None else right.start)
         self.set_vmas(lo, merged.end, [(merged, source)])
         return merged
@@ -310,11 +178,11 @@ class Plan:
         """
         piece = vma.piece(vma.end, end)
         following = self.tree.find(vma.end)
-        _, right = self._neighbours(
-            piece, self.anon_vma(vma), vma, following, may_be_forked=True
+        _, right = neighbours(
+            piece, self.anon_vma(vma), vma, following, self.anon_vma, may_be_forked=True
         )
         source = self._anon_source([v for v in (vma, right) if v is not None])
-        merged = _join(vma, piece, right)
+        merged = join(vma, piece, right)
         self.set_vmas(vma.start, merged.end, [(merged, source)])
         return merged
 
@@ -359,11 +227,12 @@ class Plan:
             vma.name if name is KEEP else name,
         )
         at_left, at_right = vma.start == start, vma.end == end
-        left, right = self._neighbours(
+        left, right = neighbours(
             middle,
-            self.anon_vma(vma) if at_left or at_right else NONE,
+            self.anon_vma(vma) if at_left or at_right else NO_ANON,
             self.tree.prev(start) if at_left else None,
             self.tree.find(end) if at_right else None,
+            self.anon_vma,
             may_be_forked=False,
         )
         pairs: list[tuple[Vma, int]] = []
@@ -376,7 +245,7 @@ class Plan:
                 fail(errno.ENOMEM, "vm.max_map_count")
         if not at_left:
             pairs.append((vma.piece(vma.start, start), vma.start))
-        merged = _join(left, middle, right)
+        merged = join(left, middle, right)
         # Linux copies next's anon_vma rather than middle's where prev has none.
         pairs.append(
             (merged, self._anon_source([v for v in (left, right, vma) if v is not None]))
@@ -387,79 +256,16 @@ class Plan:
         self.set_vmas(lo, vma.end if right is None else right.end, pairs)
         return merged
 
-    # ---- the rules of merging ----
 
-    def _neighbours(
-        self,
-        new: Vma,
-        anon: tuple[int, bool],
-        prev: Vma | None,
-        following: Vma | None,
-        *,
-        may_be_forked: bool,
-    ) -> tuple[Vma | None, Vma | None]:
-        """Give the neighbours that ``new`` merges with (can_vma_merge_left(), _right())."""
-        if new.vm_flags_word & VM_SPECIAL:
-            return None, None
-        left = right = None
-        if (
-            prev is not None
-            and prev.end == new.start
-            and _alike(prev, new)
-            and prev.pgoff + prev.pages == new.pgoff
-            and self._anon_agrees(prev, anon, may_be_forked)
-        ):
-            left = prev
-        if (
-            following is not None
-            and following.start == new.end
-            and _alike(following, new)
-            and following.pgoff == new.pgoff + new.pages
-            and self._anon_agrees(following, anon, may_be_forked)
-        ):
-            right = following
-        if left is not None and right is not None:
-            one, other = self.anon_vma(left)[0], self.anon_vma(right)[0]
-            if one and other and one != other:
-                right = None
-        return left, right
-
-    def _anon_agrees(self, target: Vma, anon: tuple[int, bool], may_be_forked: bool) -> bool:
-        """Whether target can have the pages of both (mm/vma.c:is_mergeable_anon_vma())."""
-        theirs, forked = self.anon_vma(target)
-        if not theirs and anon[0]:
-            return may_be_forked or not anon[1]
-        if theirs and not anon[0]:
-            return not forked
-        return theirs == anon[0]
-
-    def _anon_source(self, vmas: list[Vma]) -> int:
-        for vma in vmas:
-            if self.anon_vma(vma)[0]:
-                return vma.start
-        return vmas[0].start
-
-
-def _alike(one: Vma, other: Vma) -> bool:
-    """Whether nothing but place and pages tells them apart (is_mergeable_vma())."""
-    return (
-        not (one.vm_flags_word ^ other.vm_flags_word) & ~VM_SOFTDIRTY
-        and one.object is other.object
-        and one.name == other.name
-        and one.policy == other.policy
-    )
-
-
-def _join(left: Vma | None, middle: Vma, right: Vma | None) -> Vma:
-    """Make one of up to three; soft-dirty if any is."""
-    if left is None and right is None:
-        return middle
-    flags = middle.vm_flags_word
-    start, pgoff, end = middle.start, middle.pgoff, middle.end
-    if left is not None:
-        start, pgoff = left.start, left.pgoff
-        flags |= left.vm_flags_word & VM_SOFTDIRTY
-    if right is not None:
-        end = right.end
-        flags |= right.vm_flags_word & VM_SOFTDIRTY
-    return Vma(start, end, flags, pgoff, middle.object, middle.policy, middle.name)
+__all__ = [
+    "DATA",
+    "EXEC",
+    "KEEP",
+    "LOCKED",
+    "STACK",
+    "TOTAL",
+    "Plan",
+    "Step",
+    "Unmapping",
+    "fail",
+]

@@ -2,60 +2,20 @@
 The VMAs of an address space: an immutable, persistent ordered set.
 
 A change makes a new tree that shares all but one path with the old one, so that it can be planned
-aside and published by storing one reference; fork shares the tree as it is.  Each node knows the
-largest gap between the VMAs below it, so that room is found in O(log n) (compare
-lib/maple_tree.c:mas_empty_area_rev()).
+aside and published by storing one reference; fork shares the tree as it is.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from operator import sub
 
 from realmem.layout import PAGE_SIZE
+from realmem.mm.btree import Node, collect, cut, highest_in, lowest_in, splice, walk
 from realmem.mm.vma import VM_GROWSDOWN, Vma
 
-FAN_OUT = 32
-FAN_LOW = FAN_OUT // 4
 # mm/mmap.c:stack_guard_gap, as booted: what searches keep free below a stack.
 STACK_GUARD_GAP = 256 * PAGE_SIZE
-
-
-class Node:
-    """
-    A node; never changed once made.
-
-    :ivar starts: the first address of each item.
-    :ivar ends: one past the last address of each item.
-    :ivar items: VMAs in a leaf, nodes above.
-    :ivar leaf: whether the items are VMAs.
-    :ivar count: VMAs below.
-    :ivar gap: the largest gap between two VMAs below, in bytes.
-    """
-
-    __slots__ = ("count", "ends", "gap", "items", "leaf", "starts")
-
-    starts: tuple[int, ...]
-    ends: tuple[int, ...]
-    items: tuple[Vma, ...] | tuple[Node, ...]
-
-    def __init__(self, items: Sequence[Vma] | Sequence[Node], leaf: bool) -> None:
-        self.items = tuple(items)  # type: ignore[assignment]
-        self.leaf = leaf
-        gap = 0
-        if leaf:
-            self.starts = tuple([vma.start for vma in items])  # type: ignore[union-attr]
-            self.ends = tuple([vma.end for vma in items])  # type: ignore[union-attr]
-            self.count = len(items)
-        else:
-            self.starts = tuple([node.starts[0] for node in items])  # type: ignore[union-attr]
-            self.ends = tuple([node.ends[-1] for node in items])  # type: ignore[union-attr]
-            self.count = sum([node.count for node in items])  # type: ignore[union-attr]
-            gap = max([node.gap for node in items])  # type: ignore[union-attr]
-        if len(items) > 1:
-            gap = max(gap, max(map(sub, self.starts[1:], self.ends)))
-        self.gap = gap
 
 
 class VmaTree:
@@ -91,7 +51,7 @@ class VmaTree:
         return 0 if self.root is None else self.root.count
 
     def __iter__(self) -> Iterator[Vma]:
-        return iter(()) if self.root is None else _walk(self.root)
+        return iter(()) if self.root is None else walk(self.root)
 
     def find(self, addr: int) -> Vma | None:
         """Give the VMA that holds ``addr``, or the next one above (mm/mmap.c:find_vma())."""
@@ -100,10 +60,10 @@ class VmaTree:
             return None
         while True:
             i = bisect_right(node.ends, addr)
-            item = node.items[i]
             if node.leaf:
-                return item  # type: ignore[return-value]
-            node = item  # type: ignore[assignment]
+                vma: Vma = node.items[i]
+                return vma
+            node = node.items[i]
 
     def prev(self, addr: int) -> Vma | None:
         """Give the last VMA that starts below ``addr``."""
@@ -111,10 +71,11 @@ class VmaTree:
         if node is None or node.starts[0] >= addr:
             return None
         while True:
-            item = node.items[bisect_left(node.starts, addr) - 1]
+            i = bisect_left(node.starts, addr) - 1
             if node.leaf:
-                return item  # type: ignore[return-value]
-            node = item  # type: ignore[assignment]
+                vma: Vma = node.items[i]
+                return vma
+            node = node.items[i]
 
     def at(self, addr: int) -> Vma | None:
         """Give the VMA that holds ``addr``, or None (mm/mmap.c:vma_lookup())."""
@@ -125,7 +86,7 @@ class VmaTree:
         """List the VMAs that start within ``[lo, hi)``."""
         out: list[Vma] = []
         if self.root is not None and lo < hi:
-            _collect(self.root, lo, hi, out)
+            collect(self.root, lo, hi, out)
         return out
 
     def span(self, start: int, end: int) -> list[Vma]:
@@ -195,7 +156,7 @@ class VmaTree:
         if high - max(root.ends[-1], low) >= length:
             return high
         if root.gap >= length:
-            top = _highest_in(root, length, low, high)
+            top = highest_in(root, length, low, high)
             if top is not None:
                 return top
         top = min(root.starts[0], high)
@@ -209,7 +170,7 @@ class VmaTree:
         if root is None or min(root.starts[0], high) - low >= length:
             return low
         if root.gap >= length:
-            bottom = _lowest_in(root, length, low, high)
+            bottom = lowest_in(root, length, low, high)
             if bottom is not None:
                 return bottom
         bottom = max(root.ends[-1], low)
@@ -228,14 +189,14 @@ class VmaTree:
         for vma in vmas:
             seen |= vma.vm_flags_word
         if self.root is None:
-            nodes = _cut(list(vmas), True)
+            nodes = cut(list(vmas), True)
         else:
-            nodes = _splice(self.root, lo, hi, tuple(vmas))
+            nodes = splice(self.root, lo, hi, tuple(vmas))
         while len(nodes) > 1:
-            nodes = _cut(nodes, False)
+            nodes = cut(nodes, False)
         root = nodes[0] if nodes else None
         while root is not None and not root.leaf and len(root.items) == 1:
-            root = root.items[0]  # type: ignore[assignment]
+            root = root.items[0]
         return VmaTree(root, self.brk, self.def_flags, seen)
 
     def with_brk(self, brk: int) -> VmaTree:
@@ -245,95 +206,3 @@ class VmaTree:
     def with_def_flags(self, def_flags: int) -> VmaTree:
         """Make a tree with other flags for new mappings."""
         return VmaTree(self.root, self.brk, def_flags, self.seen)
-
-
-def _walk(node: Node) -> Iterator[Vma]:
-    if node.leaf:
-        yield from node.items  # type: ignore[misc]
-    else:
-        for item in node.items:
-            yield from _walk(item)  # type: ignore[arg-type]
-
-
-def _collect(node: Node, lo: int, hi: int, out: list[Vma]) -> None:
-    last = bisect_left(node.starts, hi)
-    if node.leaf:
-        out.extend(node.items[bisect_left(node.starts, lo) : last])  # type: ignore[arg-type]
-        return
-    for item in node.items[max(bisect_right(node.starts, lo) - 1, 0) : last]:
-        _collect(item, lo, hi, out)  # type: ignore[arg-type]
-
-
-def _highest_in(node: Node, length: int, low: int, high: int) -> int | None:
-    starts, ends, items = node.starts, node.ends, node.items
-    i = bisect_left(starts, high) - 1       # what starts higher leaves no room below the limit
-    if 0 <= i < len(starts) - 1 and high - max(ends[i], low) >= length:
-        return high                         # the limit cuts this gap
-    while i >= 0:
-        if not node.leaf and items[i].gap >= length:  # type: ignore[union-attr]
-            top = _highest_in(items[i], length, low, high)  # type: ignore[arg-type]
-            if top is not None:
-                return top
-        if starts[i] <= low or i == 0:
-            return None
-        if starts[i] - max(ends[i - 1], low) >= length:
-            return starts[i]
-        i -= 1
-    return None
-
-
-def _lowest_in(node: Node, length: int, low: int, high: int) -> int | None:
-    starts, ends, items = node.starts, node.ends, node.items
-    last = len(starts) - 1
-    i = bisect_right(ends, low)             # what ends lower leaves no room above the limit
-    if 0 < i <= last and min(starts[i], high) - low >= length:
-        return low
-    while i <= last:
-        if not node.leaf and items[i].gap >= length:  # type: ignore[union-attr]
-            bottom = _lowest_in(items[i], length, low, high)  # type: ignore[arg-type]
-            if bottom is not None:
-                return bottom
-        if ends[i] >= high or i == last:
-            return None
-        if min(starts[i + 1], high) - ends[i] >= length:
-            return ends[i]
-        i += 1
-    return None
-
-
-def _cut(items: Sequence[Vma] | Sequence[Node], leaf: bool) -> list[Node]:
-    """Make nodes of about equal size, as few as hold the items."""
-    total = len(items)
-    parts = -(-total // FAN_OUT)
-    return [
-        Node(items[total * i // parts : total * (i + 1) // parts], leaf) for i in range(parts)
-    ]
-
-
-def _splice(node: Node, lo: int, hi: int, vmas: tuple[Vma, ...]) -> list[Node]:
-    """Give the nodes, of the same height, that stand for ``node`` after a replacement."""
-    starts, items = node.starts, node.items
-    if node.leaf:
-        first = bisect_left(starts, lo)
-        last = max(bisect_left(starts, hi), first)
-        kept = items[:first] + vmas + items[last:]  # type: ignore[operator]
-        return [Node(kept, True)] if 0 < len(kept) <= FAN_OUT else _cut(kept, True)
-    first = max(bisect_right(starts, lo) - 1, 0)
-    last = max(bisect_left(starts, hi) - 1, first)
-    changed = _splice(items[first], lo, hi, vmas)  # type: ignore[arg-type]
-    if last > first:
-        changed += _splice(items[last], lo, hi, ())  # type: ignore[arg-type]
-    left, right = first, last + 1
-    if changed and min([len(new.items) for new in changed]) < FAN_LOW:
-        # Too little in one: share with a neighbour.
-        if left > 0:
-            left -= 1
-            changed.insert(0, items[left])  # type: ignore[arg-type]
-        elif right < len(items):
-            changed.append(items[right])  # type: ignore[arg-type]
-            right += 1
-        if len(changed) > 1:
-            below = [item for new in changed for item in new.items]
-            changed = _cut(below, changed[0].leaf)  # type: ignore[arg-type]
-    nodes = items[:left] + tuple(changed) + items[right:]  # type: ignore[operator]
-    return [Node(nodes, False)] if 0 < len(nodes) <= FAN_OUT else _cut(nodes, False)

@@ -7,6 +7,7 @@ from enum import IntFlag
 
 PAGE_SHIFT = 12
 PAGE_SIZE = 1 << PAGE_SHIFT
+TASK_SIZE = (1 << 47) - PAGE_SIZE    # user addresses end there (arch/x86/include/asm/page_64.h)
 MAX_PAGE_ORDER = 10
 PAGEBLOCK_ORDER = 9
 STRUCT_PAGE_SIZE = 64
@@ -254,6 +255,7 @@ __all__ = [
     "PAGE_SHIFT",
     "PAGE_SIZE",
     "SLAB",
+    "TASK_SIZE",
     "get_order",
     *[name for name in list(globals()) if _PUBLIC.match(name)],
 ]

@@ -13,6 +13,7 @@ from realmem.errors import HostError, OutOfMemory
 from realmem.layout import PAGE_SHIFT, PAGE_SIZE
 from realmem.mm.limits import CAPABILITIES, Limits
 from realmem.mm.plan import Plan
+from realmem.mm.populate import mm_populate
 from realmem.mm.settings import VmSettings
 from realmem.mm.tree import VmaTree
 from realmem.mm.vma import VM_DONTCOPY, VM_LOCKED_MASK, Vma
@@ -148,6 +149,8 @@ class MemoryMap:
                 break
             if refusal is not None:
                 raise refusal
+            for start, end in plan.populate:
+                mm_populate(self, start, end)
         return result
 
     def _commit(self, plan: Plan) -> bool:

@@ -1,12 +1,21 @@
-"""Resource limits and capabilities: what a process may have."""
+"""
+Resource limits and capabilities: what a process may have.
+
+Compare mm/vma.c:may_expand_vm(), mm/mlock.c:can_do_mlock(), mm/mmap.c:mlock_future_ok().
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, MutableMapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from realmem.arguments import as_int
-from realmem.layout import RLIM_INFINITY
+from realmem.layout import PAGE_SHIFT, RLIM_INFINITY
+from realmem.mm.draft import DATA, LOCKED, TOTAL, Draft
+from realmem.mm.vma import VM_LOCKED, is_data_mapping
+
+if TYPE_CHECKING:
+    from realmem.mm.address_space import MemoryMap
 
 DEFAULTS = {
     "AS": RLIM_INFINITY,
@@ -57,3 +66,26 @@ class Limits(MutableMapping[str, int]):
 
     def __repr__(self) -> str:
         return f"Limits({self._values!r})"
+
+
+def may_expand(plan: Draft, flags: int, pages: int) -> bool:
+    """Whether RLIMIT_AS and RLIMIT_DATA allow a mapping of so many pages more."""
+    limits = plan.mm.rlimit
+    if plan.counter(TOTAL) + pages > limits["AS"] >> PAGE_SHIFT:
+        return False
+    return (
+        not is_data_mapping(flags) or plan.counter(DATA) + pages <= limits["DATA"] >> PAGE_SHIFT
+    )
+
+
+def can_do_mlock(mm: MemoryMap) -> bool:
+    """Whether the process may lock memory at all."""
+    return mm.rlimit["MEMLOCK"] != 0 or mm.capable("CAP_IPC_LOCK")
+
+
+def mlock_future_ok(plan: Draft, flags: int, length: int) -> bool:
+    """Whether RLIMIT_MEMLOCK allows a mapping with these flags."""
+    if not flags & VM_LOCKED or plan.mm.capable("CAP_IPC_LOCK"):
+        return True
+    pages = plan.counter(LOCKED) + (length >> PAGE_SHIFT)
+    return pages <= plan.mm.rlimit["MEMLOCK"] >> PAGE_SHIFT

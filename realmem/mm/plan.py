@@ -143,31 +143,31 @@ class Plan(Draft):
         """
         self.remove(self.gather(start, end))
 
-    def insert(self, vma: Vma, *, only_left: bool = False, copied_from: Vma | None = None) -> Vma:
+    def insert(
+        self, vma: Vma, *, left: bool = True, right: bool = True, copied_from: Vma | None = None
+    ) -> Vma:
         """
         Put a VMA where nothing is; it merges with its neighbours where it can.
 
         Accounts are the caller's.  Compare mm/vma.c:vma_merge_new_range().
 
-        :param only_left: as brk does.
+        :param left: whether it may merge with the VMA below, ``right`` with the one above.
         :param copied_from: the VMA of this tree whose pages it is going to have.
         :return: the VMA that it became part of.
         """
-        prev, following = self.tree.prev(vma.start), self.tree.find(vma.start)
-        anon = NO_ANON if copied_from is None else self.anon_vma(copied_from)
-        left, right = neighbours(
+        before, after = neighbours(
             vma,
-            anon,
-            prev,
-            None if only_left else following,
+            NO_ANON if copied_from is None else self.anon_vma(copied_from),
+            self.tree.prev(vma.start) if left else None,
+            self.tree.find(vma.start) if right else None,
             self.anon_vma,
             may_be_forked=copied_from is None,
         )
-        sources = [v for v in (left, right, copied_from) if v is not None]
-        source = self._anon_source(sources) if sources else -1
-        merged = join(left, vma, right)
-        lo = merged.start if left is not None else (vma.start if right is None else right.start)
-        self.set_vmas(lo, merged.end, [(merged, source)])
+        merged = join(before, vma, after)
+        sources = [v for v in (before, after, copied_from) if v is not None]
+        lo = before.start if before is not None else vma.start
+        hi = after.end if after is not None else merged.end
+        self.set_vmas(lo, hi, [(merged, self._anon_source(sources) if sources else -1)])
         return merged
 
     def extend(self, vma: Vma, end: int) -> Vma:

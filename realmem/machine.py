@@ -408,7 +408,9 @@ class Machine:
         if self._paging is None:
             from realmem.paging import Paging
 
-            paging = Paging(self._allocator, self._pool, *self._windows)
+            paging = Paging(
+                self._allocator, self._pool, *self._windows, self.sysctl.settings
+            )
             with self._making:
                 if self._paging is None:
                     self._paging = self._keeper.paging = paging

@@ -13,6 +13,7 @@ from realmem.errors import HostError
 
 if TYPE_CHECKING:
     from realmem._core.pages import PageAllocator
+    from realmem.mm.settings import VmSettings
     from realmem.pool import Pool
 
 
@@ -24,12 +25,19 @@ class Paging:
     :param pool: its memory.
     :param window: bytes of host address space a process; a power of two from 1G.
     :param host_vmas: budget of host VMAs; None is half of the host's ``vm.max_map_count``.
+    :param settings: the machine's sysctls, which the kernel side is told of.
     :ivar window: bytes of host address space a process.
     """
 
     def __init__(
-        self, core: PageAllocator, pool: Pool, window: int, host_vmas: int | None
+        self,
+        core: PageAllocator,
+        pool: Pool,
+        window: int,
+        host_vmas: int | None,
+        settings: VmSettings,
     ) -> None:
+        self.settings = settings
         self._core = core
         self._pool = pool
         self.window = window
@@ -41,6 +49,11 @@ class Paging:
     def nr_nodes(self) -> int:
         """How many nodes the machine has."""
         return len(self._pool.nodes)
+
+    @property
+    def nodes_with_memory(self) -> frozenset[int]:
+        """The nodes that have memory."""
+        return frozenset(nid for nid, fd in enumerate(self._pool.fds) if fd >= 0)
 
     def start(self) -> Mmu:
         """
@@ -58,11 +71,14 @@ class Paging:
         with self._lock:
             if self.mmu is None:
                 self.mmu = Mmu(self._core, self._pool.fds, self._vma_budget)
+            if self.settings.mmu is not self.mmu:
+                self.settings.attach(self.mmu)
             return self.mmu
 
     def close(self) -> None:
         """Give the page tables back; everything that is mapped was unmapped before."""
         if self.mmu is not None:
+            self.settings.attach(None)
             self.mmu.close()
             self.mmu = None
 

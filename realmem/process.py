@@ -17,12 +17,12 @@ from realmem._core.own_caches import shrink_process_caches
 from realmem.arguments import as_address, as_int, as_str
 from realmem.errors import SegmentationFault
 from realmem.layout import PAGE_SIZE
-from realmem.mm import mmap as calls
 from realmem.mm.address_space import MemoryMap
 from realmem.mm.vma import Vma
+from realmem.syscalls import SystemCalls
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping, MutableMapping, MutableSet
 
     from realmem._core.pages import PageAllocator
     from realmem.paging import Paging
@@ -41,6 +41,7 @@ ENTRY_BITS = {
     1 << 63: "nx",
 }
 PIDS = -(1 << 31), (1 << 31) - 1    # what a pid_t holds
+OOM_SCORE_ADJ_MAX = 1000
 UID_MAX = (1 << 32) - 2             # the last one is Linux's "no uid"
 HOST_SHIFT = 52
 HOST_STATES = ("none", "noaccess", "read", "write")
@@ -72,7 +73,7 @@ def _decode(level: str, raw: int) -> Mapping[str, object]:
     return MappingProxyType(decoded)
 
 
-class Process:
+class Process(SystemCalls):
     """
     A simulated process: an address space of its own, real loads and stores in it.
 
@@ -104,6 +105,7 @@ class Process:
         self._children: dict[int, Process] = {}
         self._status: int | None = None
         self.mm = mm
+        self._oom_score_adj: int = 0 if parent is None else parent._oom_score_adj
 
     def __repr__(self) -> str:
         state = "" if self._status is None else ", exited"
@@ -148,41 +150,41 @@ class Process:
         self.mm.core.check_alive()
         return self._table.wait(self, as_int(pid, "pid", *PIDS))
 
-    # ---- system calls ----
+    # ---- what it may ----
 
-    def mmap(
-        self,
-        addr: int | None,
-        length: int,
-        prot: int,
-        flags: int,
-        file: object = None,
-        offset: int = 0,
-    ) -> int:
-        """
-        Map private anonymous memory.
+    @property
+    def rlimit(self) -> MutableMapping[str, int]:
+        """Resource limits AS, DATA, STACK and MEMLOCK in bytes, or RLIM_INFINITY."""
+        return self.mm.rlimit
 
-        Compare mm/mmap.c:do_mmap().
+    @property
+    def capabilities(self) -> MutableSet[str]:
+        """Capabilities by name; uid 0 starts with all, others with none."""
+        return self.mm.capabilities
 
-        :param addr: hint, or with MAP_FIXED the place; None is 0.
-        :param length: bytes, rounded up to pages.
-        :param prot: PROT_* bits.
-        :param flags: MAP_PRIVATE | MAP_ANONYMOUS, and MAP_FIXED, MAP_FIXED_NOREPLACE,
-            MAP_POPULATE, MAP_NORESERVE.
-        :return: the address.
-        :raises OSError: as Linux's; EOPNOTSUPP for kinds of mappings that are not there yet.
-        """
+    @capabilities.setter
+    def capabilities(self, names: Iterable[str]) -> None:
+        self.mm.capabilities.replace(names)
+
+    @property
+    def oom_score_adj(self) -> int:
+        """What the OOM killer adds to its score, -1000 to 1000; a child takes its parent's."""
+        return self._oom_score_adj
+
+    @oom_score_adj.setter
+    def oom_score_adj(self, value: int) -> None:
         self.mm.core.check_alive()
-        return calls.mmap(self.mm, addr, length, prot, flags, file, offset)
+        number = as_int(value, "oom_score_adj")
+        if not -OOM_SCORE_ADJ_MAX <= number <= OOM_SCORE_ADJ_MAX:
+            raise OSError(errno.EINVAL, f"oom_score_adj out of range: {number}")
+        if number < self._oom_score_adj and not self.mm.capable("CAP_SYS_RESOURCE"):
+            raise PermissionError(errno.EACCES, "lowering oom_score_adj takes CAP_SYS_RESOURCE")
+        self._oom_score_adj = number
 
-    def munmap(self, addr: int, length: int) -> None:
-        """
-        Unmap a range; what is mapped in part is split.
-
-        :raises OSError: EINVAL or ENOMEM, as Linux's.
-        """
-        self.mm.core.check_alive()
-        calls.munmap(self.mm, addr, length)
+    @property
+    def mems_allowed(self) -> frozenset[int]:
+        """The nodes that it may get memory from: all that have any."""
+        return self._table.mems_allowed
 
     # ---- touching memory ----
 
@@ -194,7 +196,8 @@ class Process:
 
         :raises ValueError: the range is not all in the process's window.
         """
-        return self.mm.core.view(as_address(addr), as_address(length, "length"))
+        view: memoryview = self.mm.core.view(as_address(addr), as_address(length, "length"))
+        return view
 
     def host_address(self, addr: int) -> int:
         """
@@ -204,7 +207,7 @@ class Process:
 
         :raises ValueError: it is not in the process's window.
         """
-        return self.mm.core.host_address(as_address(addr))
+        return int(self.mm.core.host_address(as_address(addr)))
 
     def guard(self) -> faults.Guard:
         """
@@ -262,7 +265,7 @@ class Process:
     def vmas(self) -> list[Vma]:
         """The VMAs in address order."""
         self.mm.core.check_alive()
-        return list(self.mm.vmas)
+        return list(self.mm.tree)
 
     def find_vma(self, addr: int) -> Vma | None:
         """Give the VMA that holds ``addr``, or the next one above (mm/mmap.c:find_vma())."""
@@ -332,7 +335,9 @@ class ProcessTable:
         with self._exited:
             self._check_open()
             try:
-                mm = MemoryMap.new(mmu, self._next_pid, node, self._paging.window)
+                mm = MemoryMap.new(
+                    mmu, self._next_pid, node, self._paging.window, self._paging.settings, uid
+                )
             except BaseException:
                 self._tidy()
                 raise
@@ -397,6 +402,11 @@ class ProcessTable:
                 parent.mm.core.check_alive()
 
     # ---- the machine's other questions ----
+
+    @property
+    def mems_allowed(self) -> frozenset[int]:
+        """Nodes with memory."""
+        return self._paging.nodes_with_memory
 
     @property
     def exports(self) -> int:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from realmem.arguments import as_int
+from realmem.mm.settings import RANGES, VmSettings
 from realmem.watermark import MIN_PERCPU_PAGELIST_HIGH_FRACTION, default_min_free_kbytes
 from realmem.zonecalc import VmKnobs, lowmem_pages, node_shapes, setup_per_zone
 
@@ -56,6 +57,7 @@ _CHECKS: dict[str, Callable[[str, Any, Any], Any]] = {
     "vm.percpu_pagelist_high_fraction": _high_fraction,
     "vm.watermark_scale_factor": _scale_factor,
 }
+_NAMES = sorted([*_CHECKS, *RANGES])
 
 
 class Sysctl(MutableMapping[str, Any]):
@@ -68,6 +70,8 @@ class Sysctl(MutableMapping[str, Any]):
     :param knobs: what the machine starts with.
     :param publish: makes new values known to the zones.
     :param enter: called before anything is read or changed; raises what forbids it.
+    :param settings: those that system calls read.
+    :ivar settings: the same.
     """
 
     def __init__(
@@ -75,7 +79,9 @@ class Sysctl(MutableMapping[str, Any]):
         knobs: VmKnobs,
         publish: Callable[[VmKnobs], None],
         enter: Callable[[], None],
+        settings: VmSettings | None = None,
     ) -> None:
+        self.settings = VmSettings() if settings is None else settings
         self._knobs = knobs
         self._publish = publish
         self._enter = enter
@@ -85,12 +91,13 @@ class Sysctl(MutableMapping[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         self._enter()
-        if name not in _CHECKS:
-            raise KeyError(name)
-        return getattr(self._knobs, _field(name))
+        return self._value(name)
 
     def __setitem__(self, name: str, value: Any) -> None:
         self._enter()
+        if name in RANGES:
+            self.settings.set(name, _int(name, value, *RANGES[name]))
+            return
         check = _CHECKS.get(name)
         if check is None:
             raise KeyError(name)
@@ -103,18 +110,25 @@ class Sysctl(MutableMapping[str, Any]):
 
     def __delitem__(self, name: str) -> None:
         self._enter()
-        if name not in _CHECKS:
+        if name not in _NAMES:
             raise KeyError(name)
         raise OSError(errno.EPERM, os.strerror(errno.EPERM), name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(_CHECKS)
+        return iter(_NAMES)
 
     def __len__(self) -> int:
-        return len(_CHECKS)
+        return len(_NAMES)
+
+    def _value(self, name: str) -> Any:
+        if name in RANGES:
+            return getattr(self.settings, _field(name))
+        if name not in _CHECKS:
+            raise KeyError(name)
+        return getattr(self._knobs, _field(name))
 
     def __repr__(self) -> str:
-        return f"Sysctl({ {name: getattr(self._knobs, _field(name)) for name in _CHECKS}!r})"
+        return f"Sysctl({ {name: self._value(name) for name in _NAMES}!r})"
 
     @property
     def knobs(self) -> VmKnobs:
@@ -166,4 +180,5 @@ def boot_sysctl(machine: Any) -> Sysctl:
             raise ValueError("the machine is gone")
         setup_per_zone(machine, knobs)
 
-    return Sysctl(knobs, publish, machine._allocator.check_alive)
+    total = sum(sum(shape.managed) for shape in node_shapes(machine))
+    return Sysctl(knobs, publish, machine._allocator.check_alive, VmSettings(total))

@@ -13,6 +13,7 @@ import os
 
 from realmem.layout import PAGE_SIZE, RLIM_INFINITY
 from realmem.mm.address_space import MemoryMap
+from realmem.mm.limits import CAPABILITIES
 from realmem.mm.settings import VmSettings
 from realmem.mm.tree import VmaTree
 from realmem.mm.vma import (
@@ -59,6 +60,7 @@ class FakeCore:
         self.pages = set()
         self.counters = (0, 0, 0, 0, 0)
         self.limits = {}
+        self.capabilities = (False, False)
         self.covered = []
         self.commits = 0
         self.log = []
@@ -77,6 +79,9 @@ class FakeCore:
     def set_limit(self, which, value):
         assert 0 <= value <= RLIM_INFINITY
         self.limits[which] = value
+
+    def set_capabilities(self, ipc_lock, sys_admin):
+        self.capabilities = (ipc_lock, sys_admin)
 
     def cover(self, start, end):
         self.covered.append((start, end))
@@ -114,7 +119,7 @@ class FakeCore:
         self.fault(start, end, write)
         return (0, 0)
 
-    def shmem_create(self, pages):
+    def shmem_create(self, pages, noreserve=False):
         return FakeShmem(pages)
 
     # ---- steps ----
@@ -208,7 +213,7 @@ class FakeCore:
         }
 
 
-def fake_map(mmu=None, *, capabilities=None, settings=None, low=LOW, length=LENGTH):
+def fake_map(mmu=None, *, capabilities=CAPABILITIES, settings=None, low=LOW, length=LENGTH):
     """Make a MemoryMap on a model."""
     mm = MemoryMap(
         FakeCore(mmu, low, length), settings or VmSettings(), capabilities=capabilities

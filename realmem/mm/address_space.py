@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from realmem._core.mm import AddressSpace as Core
 from realmem._core.mm import Mmu
 from realmem.errors import HostError, OutOfMemory
 from realmem.layout import PAGE_SHIFT, PAGE_SIZE
-from realmem.mm.limits import CAPABILITIES, Limits
+from realmem.mm.limits import CAPABILITIES, Capabilities, Limits
 from realmem.mm.plan import Plan
 from realmem.mm.populate import mm_populate
 from realmem.mm.settings import VmSettings
@@ -44,13 +44,13 @@ class MemoryMap:
         core: Any,
         settings: VmSettings,
         *,
-        rlimit: dict[str, int] | None = None,
-        capabilities: set[str] | None = None,
+        rlimit: Mapping[str, int] | None = None,
+        capabilities: Iterable[str] = CAPABILITIES,
     ) -> None:
         self.core = core
         self.settings = settings
         self.rlimit = Limits(core, rlimit)
-        self.capabilities = set(CAPABILITIES) if capabilities is None else set(capabilities)
+        self.capabilities = Capabilities(core, capabilities)
         self.lock = threading.RLock()
 
     @classmethod
@@ -59,7 +59,7 @@ class MemoryMap:
     ) -> MemoryMap:
         """Make an empty address space."""
         core: Any = Core(mmu, pid, -1 if node is None else node, window)
-        mm = cls(core, settings, capabilities=None if uid == 0 else set())
+        mm = cls(core, settings, capabilities=CAPABILITIES if uid == 0 else ())
         core.tree = VmaTree(brk=mm.start_brk)
         return mm
 
@@ -187,10 +187,7 @@ class MemoryMap:
                         errno.ENOMEM, "the host has no room for a window as long as the parent's"
                     )
                 child = MemoryMap(
-                    core,
-                    self.settings,
-                    rlimit=dict(self.rlimit),
-                    capabilities=self.capabilities,
+                    core, self.settings, rlimit=self.rlimit, capabilities=self.capabilities
                 )
                 self.core.fork_into(core, forked_tree(self.core.tree))
             except BaseException:

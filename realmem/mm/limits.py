@@ -6,7 +6,7 @@ Compare mm/vma.c:may_expand_vm(), mm/mlock.c:can_do_mlock(), mm/mmap.c:mlock_fut
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, MutableSet
 from typing import TYPE_CHECKING, Any
 
 from realmem.arguments import as_int
@@ -24,10 +24,67 @@ DEFAULTS = {
     "MEMLOCK": 8 << 20,
 }
 
-# Those that memory management asks for; uid 0 has them, others do not.
+# include/uapi/linux/capability.h, without the prefix
 CAPABILITIES = frozenset(
-    {"CAP_IPC_LOCK", "CAP_SYS_ADMIN", "CAP_SYS_NICE", "CAP_SYS_RAWIO", "CAP_SYS_RESOURCE"}
+    "CAP_" + name
+    for name in """
+    CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE
+    NET_BIND_SERVICE NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO
+    SYS_CHROOT SYS_PTRACE SYS_PACCT SYS_ADMIN SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME
+    SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE MAC_ADMIN SYSLOG
+    WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF CHECKPOINT_RESTORE
+    """.split()
 )
+
+
+class Capabilities(MutableSet[str]):
+    """
+    ``p.capabilities``: names such as ``"CAP_IPC_LOCK"``.
+
+    :param core: the kernel side, which asks for two of them at faults and charges.
+    :raises ValueError: no such capability.
+    """
+
+    def __init__(self, core: Any, names: Iterable[str]) -> None:
+        self._core = core
+        self._names: frozenset[str] = frozenset()
+        self.replace(names)
+
+    def replace(self, names: Iterable[str]) -> None:
+        """Have these and no others."""
+        new = frozenset(names)
+        for name in new - CAPABILITIES:
+            raise ValueError(f"no capability {name!r}")
+        self._core.set_capabilities("CAP_IPC_LOCK" in new, "CAP_SYS_ADMIN" in new)
+        self._names = new
+
+    def add(self, value: str) -> None:
+        """Grant one."""
+        self.replace(self._names | {value})
+
+    def discard(self, value: str) -> None:
+        """Take one away."""
+        self.replace(self._names - {value})
+
+    def clear(self) -> None:
+        """Take all away."""
+        self.replace(())
+
+    def __contains__(self, value: object) -> bool:
+        return value in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __repr__(self) -> str:
+        return f"Capabilities({sorted(self._names)!r})"
+
+    @classmethod
+    def _from_iterable(cls, it: Iterable[Any]) -> set[Any]:
+        return set(it)
 
 
 class Limits(MutableMapping[str, int]):
@@ -38,7 +95,7 @@ class Limits(MutableMapping[str, int]):
     :param values: where they start.
     """
 
-    def __init__(self, core: Any, values: dict[str, int] | None = None) -> None:
+    def __init__(self, core: Any, values: Mapping[str, int] | None = None) -> None:
         self._core = core
         self._values = dict(DEFAULTS if values is None else values)
         for which, value in self._values.items():

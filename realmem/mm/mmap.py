@@ -213,7 +213,7 @@ class _Mmap:
     def _shared_object(self, pages: int, vm_flags: int) -> Any:
         """Give the object behind shared memory; the same when planned again."""
         if self.shmem is None:
-            self.shmem = self.mm.core.shmem_create(pages)
+            self.shmem = self.mm.core.shmem_create(pages, bool(vm_flags & VM_NORESERVE))
         return self.shmem
 
     def _huge_area(self, plan: Plan, addr: int, length: int, flags: int) -> int:

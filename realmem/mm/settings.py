@@ -2,26 +2,81 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import threading
+from typing import Any
 
 from realmem.layout import PAGE_SIZE
 
 OVERCOMMIT_GUESS, OVERCOMMIT_ALWAYS, OVERCOMMIT_NEVER = range(3)
+KB_TO_PAGES = 2                     # a shift
+INT_MAX = 2**31 - 1
+LONG_MAX = 2**63 - 1
+
+# The sysctls by name: the least and the most that each may be.
+RANGES = {
+    "vm.admin_reserve_kbytes": (0, LONG_MAX),
+    "vm.max_map_count": (0, INT_MAX),
+    "vm.mmap_min_addr": (0, LONG_MAX),
+    "vm.overcommit_kbytes": (0, LONG_MAX),
+    "vm.overcommit_memory": (OVERCOMMIT_GUESS, OVERCOMMIT_NEVER),
+    "vm.overcommit_ratio": (0, INT_MAX),
+    "vm.user_reserve_kbytes": (0, LONG_MAX),
+}
 
 
-@dataclass(slots=True)
 class VmSettings:
     """
     The vm sysctls that system calls read, by their names without ``vm.``.
 
+    :param total_pages: of the machine; the reserves start at a 32nd of it at most, as Linux's
+        (mm/mmap.c:init_user_reserve()).
     :ivar stack_guard_gap: bytes (a boot option of Linux, in pages).
+    :ivar mmu: the kernel side that was told, or None.
     """
 
-    max_map_count: int = 65530
-    mmap_min_addr: int = 65536
-    overcommit_memory: int = OVERCOMMIT_GUESS
-    overcommit_ratio: int = 50
-    overcommit_kbytes: int = 0
-    admin_reserve_kbytes: int = 8192
-    user_reserve_kbytes: int = 131072
-    stack_guard_gap: int = 256 * PAGE_SIZE
+    def __init__(self, total_pages: int = 1 << 30) -> None:
+        kbytes = total_pages << KB_TO_PAGES
+        self.admin_reserve_kbytes = min(kbytes // 32, 1 << 13)
+        self.max_map_count = 65530
+        self.mmap_min_addr = 65536
+        self.overcommit_kbytes = 0
+        self.overcommit_memory = OVERCOMMIT_GUESS
+        self.overcommit_ratio = 50
+        self.user_reserve_kbytes = min(kbytes // 32, 1 << 17)
+        self.stack_guard_gap = 256 * PAGE_SIZE
+        self.mmu: Any = None
+        self._lock = threading.Lock()
+
+    def commit_limit(self, total_pages: int) -> int:
+        """Give CommitLimit in pages (mm/util.c:vm_commit_limit())."""
+        if self.overcommit_kbytes:
+            return self.overcommit_kbytes >> KB_TO_PAGES
+        return total_pages * self.overcommit_ratio // 100
+
+    def attach(self, mmu: Any) -> None:
+        """Tell the kernel side, now and whenever something changes."""
+        with self._lock:
+            self.mmu = mmu
+            self._publish()
+
+    def set(self, name: str, value: int) -> None:
+        """Set a sysctl that is within its range."""
+        with self._lock:
+            setattr(self, name.removeprefix("vm."), value)
+            # The one that was written last counts (mm/util.c:overcommit_ratio_handler()).
+            if name == "vm.overcommit_ratio":
+                self.overcommit_kbytes = 0
+            elif name == "vm.overcommit_kbytes":
+                self.overcommit_ratio = 0
+            self._publish()
+
+    def _publish(self) -> None:
+        mmu = self.mmu
+        if mmu is not None:
+            mmu.set_overcommit(
+                self.overcommit_memory,
+                min(self.commit_limit(mmu.total_pages), LONG_MAX),
+                self.admin_reserve_kbytes >> KB_TO_PAGES,
+                self.user_reserve_kbytes >> KB_TO_PAGES,
+            )
+            mmu.set_layout(self.mmap_min_addr, self.stack_guard_gap)

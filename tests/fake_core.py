@@ -213,9 +213,11 @@ class FakeCore:
         }
 
 
-def fake_map(mmu=None, *, capabilities=CAPABILITIES, settings=None, low=LOW, length=LENGTH):
+def fake_map(
+    mmu=None, *, kind=MemoryMap, capabilities=CAPABILITIES, settings=None, low=LOW, length=LENGTH
+):
     """Make a MemoryMap on a model."""
-    mm = MemoryMap(
+    mm = kind(
         FakeCore(mmu, low, length), settings or VmSettings(), capabilities=capabilities
     )
     mm.core.tree = VmaTree(brk=mm.start_brk)

@@ -203,7 +203,7 @@ class _Mmap:
             backing,
         )
         if vm_flags & VM_LOCKED:
-            if vm_flags & VM_SPECIAL:
+            if vm_flags & (VM_SPECIAL | VM_DROPPABLE):
                 vma = vma.with_flags(vma.vm_flags_word & ~VM_LOCKED_MASK)
             else:
                 plan.deltas[LOCKED] += pages

@@ -10,7 +10,12 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import weakref
+from contextlib import contextmanager
 
+import pytest
+
+from realmem._core.mm import AddressSpace
 from realmem.layout import PAGE_SIZE, RLIM_INFINITY
 from realmem.mm.address_space import MemoryMap
 from realmem.mm.limits import CAPABILITIES
@@ -26,16 +31,20 @@ from realmem.mm.vma import (
     is_data_mapping,
     is_exec_mapping,
 )
+from realmem.syscalls import SystemCalls
 
 LOW = 0x7000_0000_0000
 LENGTH = 1 << 36
 
 
 class FakeShmem:
-    """An object of shared anonymous memory."""
+    """An object of shared anonymous memory; charged while anything keeps it."""
 
-    def __init__(self, size):
+    def __init__(self, mmu, size, noreserve):
         self.size = size
+        if not noreserve:
+            mmu.committed += size
+            weakref.finalize(self, mmu.give_back, size)
 
 
 class FakeMmu:
@@ -45,6 +54,9 @@ class FakeMmu:
         self.totalram = totalram
         self.committed = 0
         self.anon_ids = itertools.count(1)
+
+    def give_back(self, pages):
+        self.committed -= pages
 
 
 class FakeCore:
@@ -103,7 +115,7 @@ class FakeCore:
             raise OSError(errno.ENOMEM, "overcommit")
         for step in steps:
             getattr(self, "_" + step[0])(*step[1:])
-        self.log += steps
+        self.log = steps
         assert [vma for vma, _, _ in self.vmas] == list(tree)
         self.mmu.committed += charge
         self.counters = tuple(a + b for a, b in zip(self.counters, deltas, strict=True))
@@ -120,7 +132,7 @@ class FakeCore:
         return (0, 0)
 
     def shmem_create(self, pages, noreserve=False):
-        return FakeShmem(pages)
+        return FakeShmem(self.mmu, pages, noreserve)
 
     # ---- steps ----
 
@@ -222,3 +234,50 @@ def fake_map(
     )
     mm.core.tree = VmaTree(brk=mm.start_brk)
     return mm
+
+
+class FakeProcess(SystemCalls):
+    """The calls of a process, on a model."""
+
+    def __init__(self):
+        self.mm = fake_map()
+
+    @property
+    def rlimit(self):
+        return self.mm.rlimit
+
+    @property
+    def capabilities(self):
+        return self.mm.capabilities
+
+    @property
+    def vmas(self):
+        return list(self.mm.tree)
+
+    @property
+    def rss(self):
+        return len(self.mm.core.pages)
+
+    def find_vma(self, addr):
+        return self.mm.find_vma(addr)
+
+
+def processes():
+    """Give what a fixture of processes runs over: the model, and real memory."""
+    built = pytest.mark.skipif(
+        not hasattr(AddressSpace, "commit"), reason="the kernel side does not commit plans yet"
+    )
+    return ["model", pytest.param("real", marks=built)]
+
+
+@contextmanager
+def as_process(kind):
+    """Give a new process of one of these kinds."""
+    if kind == "model":
+        yield FakeProcess()
+        return
+    from realmem.machine import Machine
+
+    with Machine(nodes=1, memory="64M", window="1G") as machine:
+        yield machine.spawn()
+        machine.check()

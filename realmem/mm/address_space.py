@@ -147,10 +147,10 @@ class MemoryMap:
                     limit = plan.charge - 1
                     continue
                 break
-            if refusal is not None:
-                raise refusal
             for start, end in plan.populate:
                 mm_populate(self, start, end)
+            if refusal is not None:
+                raise refusal
         return result
 
     def _commit(self, plan: Plan) -> bool:

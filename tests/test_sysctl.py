@@ -67,7 +67,15 @@ def machine():
 
 
 def test_boot_values(machine):
+    kbytes = (4096 + 61440 + 32768 + 32768) * 4
     assert dict(machine.sysctl) == {
+        "vm.admin_reserve_kbytes": 8192,
+        "vm.max_map_count": 65530,
+        "vm.mmap_min_addr": 65536,
+        "vm.overcommit_kbytes": 0,
+        "vm.overcommit_memory": 0,
+        "vm.overcommit_ratio": 50,
+        "vm.user_reserve_kbytes": kbytes // 32,
         "vm.lowmem_reserve_ratio": (256, 256, 32, 0),
         "vm.min_free_kbytes": watermark.default_min_free_kbytes(131072),
         "vm.percpu_pagelist_high_fraction": 0,
@@ -136,6 +144,11 @@ BAD = [
     ("vm.lowmem_reserve_ratio", (2**31,)),
     ("vm.lowmem_reserve_ratio", (1, 2, 3, 4, 5)),
     ("vm.lowmem_reserve_ratio", ()),
+    ("vm.overcommit_memory", 3),
+    ("vm.overcommit_memory", -1),
+    ("vm.max_map_count", -1),
+    ("vm.max_map_count", 2**31),
+    ("vm.overcommit_ratio", 2**31),
 ]
 
 
@@ -163,8 +176,12 @@ def test_the_running_kernel_refuses_the_same_texts(machine, name, text):
     if not os.access(path, os.W_OK):
         pytest.skip(f"{path} is not ours to write")
     before = path.read_text()
-    assert ours == outcome(lambda: path.write_text(text))
-    assert path.read_text() == before
+    try:
+        assert ours == outcome(lambda: path.write_text(text))
+        assert path.read_text() == before
+    finally:
+        if path.read_text() != before:      # it was taken after all
+            path.write_text(before)
 
 
 def file_of(name):
@@ -280,3 +297,31 @@ def test_every_machine_gets_sound_figures(nodes, kbytes, factor):
         kind = index % 4
         assert setup.lowmem_reserve[: kind + 1] == [0] * (kind + 1)
         assert setup.lowmem_reserve == sorted(setup.lowmem_reserve)
+
+
+def test_overcommit_reaches_the_kernel_side(machine):
+    told = []
+
+    class Mmu:
+        total_pages = 1000
+
+        def set_overcommit(self, *args):
+            told.append(args)
+
+        def set_layout(self, *args):
+            told.append(args)
+
+    settings = machine.sysctl.settings
+    settings.attach(Mmu())
+    reserve = settings.user_reserve_kbytes >> 2
+    assert told == [(0, 500, 2048, reserve), (65536, 256 * 4096)]
+    machine.sysctl["vm.overcommit_memory"] = 2
+    machine.sysctl["vm.overcommit_kbytes"] = 400
+    assert told[-2] == (2, 100, 2048, reserve) and machine.sysctl["vm.overcommit_ratio"] == 0
+    machine.sysctl["vm.overcommit_ratio"] = 80
+    assert told[-2] == (2, 800, 2048, reserve) and machine.sysctl["vm.overcommit_kbytes"] == 0
+    machine.sysctl["vm.mmap_min_addr"] = 4096
+    assert told[-1] == (4096, 256 * 4096)
+    settings.attach(None)
+    machine.sysctl["vm.overcommit_memory"] = 0
+    assert len(told) == 10

@@ -19,7 +19,7 @@ RANGES = {
     "vm.mmap_min_addr": (0, LONG_MAX),
     "vm.overcommit_kbytes": (0, LONG_MAX),
     "vm.overcommit_memory": (OVERCOMMIT_GUESS, OVERCOMMIT_NEVER),
-    "vm.overcommit_ratio": (0, INT_MAX),
+    "vm.overcommit_ratio": (-INT_MAX - 1, INT_MAX),
     "vm.user_reserve_kbytes": (0, LONG_MAX),
 }
 

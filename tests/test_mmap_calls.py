@@ -35,7 +35,7 @@ from realmem.layout import (
     RLIM_INFINITY,
     TASK_SIZE,
 )
-from realmem.mm.vma import VM_SOFTDIRTY
+from realmem.mm.vma import VM_MERGEABLE, VM_SOFTDIRTY
 
 P = PAGE_SIZE
 RW = PROT_READ | PROT_WRITE
@@ -291,6 +291,17 @@ def test_hugetlb_without_huge_pages(p):
 def test_new_vmas_are_soft_dirty(p):
     a = p.mmap(None, P, RW, ANON)
     assert p.find_vma(a).vm_flags_word & VM_SOFTDIRTY
+
+
+@pytest.mark.conformance("VM-30")
+def test_what_ksm_may_merge_still_merges(p):
+    """PR_SET_MEMORY_MERGE: the bit is there before neighbours are compared."""
+    p.mm.change(lambda plan: plan.set_def_flags(VM_MERGEABLE))
+    a = p.mmap(None, P, RW, ANON)
+    p.mmap(a - P, P, RW, FIXED)
+    assert spans(p, a) == [(-1, 1, RW)] and "mg" in p.vmas[0].vm_flags
+    s = p.mmap(None, P, RW, MAP_SHARED | MAP_ANONYMOUS)
+    assert "mg" not in p.find_vma(s).vm_flags
 
 
 # ---- mmap: files ----

@@ -16,12 +16,14 @@ from realmem.mm.plan import Plan
 from realmem.mm.populate import mm_populate
 from realmem.mm.settings import VmSettings
 from realmem.mm.tree import VmaTree
-from realmem.mm.vma import VM_DONTCOPY, VM_LOCKED_MASK, Vma
+from realmem.mm.vma import VM_DONTCOPY, VM_LOCKED_MASK, VM_MERGEABLE, VM_NOHUGEPAGE, Vma
 
 # Below the window's top, as a stack would have it (arch/x86/mm/mmap.c:mmap_base()).
 STACK_GAP = 128 << 20
 # Above the window's bottom; program text and data would lie below the heap.
 HEAP_GAP = 16 << 20
+# Of the flags of mappings to come, what a child gets (VM_INIT_DEF_MASK; PR_SET_MEMORY_MERGE).
+INHERITED = VM_NOHUGEPAGE | VM_MERGEABLE
 
 Result = TypeVar("Result")
 
@@ -215,8 +217,9 @@ def forked_tree(tree: VmaTree) -> VmaTree:
             for vma in tree
             if not vma.vm_flags_word & VM_DONTCOPY
         ]
-        return VmaTree.of(vmas, tree.brk)
-    return tree.with_def_flags(0) if tree.def_flags else tree
+        tree = VmaTree.of(vmas, tree.brk, tree.def_flags)
+    kept = tree.def_flags & INHERITED
+    return tree.with_def_flags(kept) if kept != tree.def_flags else tree
 
 
 def is_aligned(addr: int) -> bool:

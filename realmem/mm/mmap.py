@@ -49,6 +49,7 @@ from realmem.mm.vma import (
     VM_LOCKED_MASK,
     VM_MAY_ALL,
     VM_MAYSHARE,
+    VM_MERGEABLE,
     VM_NOHUGEPAGE,
     VM_NORESERVE,
     VM_READ,
@@ -66,6 +67,8 @@ from realmem.mm.vma import (
 if TYPE_CHECKING:
     from realmem.mm.address_space import MemoryMap
 
+# What PR_SET_MEMORY_MERGE passes over (mm/ksm.c:vma_ksm_compatible()).
+UNMERGEABLE = VM_SHARED | VM_MAYSHARE | VM_SPECIAL | VM_DROPPABLE
 HUGE_SHIFTS = {0: 21, 21: 21, 30: 30}       # what MAP_HUGE_* may say, 0 for the default
 
 
@@ -171,6 +174,8 @@ class _Mmap:
 
     def _region(self, plan: Plan, addr: int, length: int, vm_flags: int) -> None:
         """Put it in, in the place of what is there (mm/vma.c:mmap_region())."""
+        if vm_flags & UNMERGEABLE:
+            vm_flags &= ~VM_MERGEABLE
         pages = length >> PAGE_SHIFT
         found = plan.gather(addr, addr + length)
         if self.huge:

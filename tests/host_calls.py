@@ -47,17 +47,18 @@ def run(sequences, timeout=120):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def layout(lines):
-    """Read the arena's VMAs from smaps: [start, end, rights, flags]."""
-    vmas, inside = [], False
-    for line in lines:
+def layout(smaps):
+    """Read the arena's VMAs from the text of smaps: [start, end, rights, flags]."""
+    vmas = []
+    at = smaps.find(f"\n{ARENA >> 32:x}") + 1        # most of the text is about others
+    for line in smaps[at:].splitlines() if at else ():
         head = re.match(r"([0-9a-f]+)-([0-9a-f]+) (\S+)", line)
         if head:
             start, end = int(head[1], 16), int(head[2], 16)
-            inside = ARENA <= start < ARENA_END
-            if inside:
-                vmas.append([start, end, head[3], []])
-        elif inside and line.startswith("VmFlags:"):
+            if not ARENA <= start < ARENA_END:
+                break
+            vmas.append([start, end, head[3], []])
+        elif line.startswith("VmFlags:"):
             vmas[-1][3] = sorted(set(line.split()[1:]) - IGNORED)
     return vmas
 
@@ -128,8 +129,7 @@ def _main():
             results = []
             for step in sequence:
                 result = caller.step(*step)
-                smaps = Path("/proc/self/smaps").read_text().splitlines()
-                results.append([result, layout(smaps)])
+                results.append([result, layout(Path("/proc/self/smaps").read_text())])
             print(json.dumps(results), flush=True)
             os._exit(0)
         _, status = os.waitpid(pid, 0)

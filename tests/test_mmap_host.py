@@ -9,6 +9,7 @@ import pytest
 from fake_core import FakeCore, fake_map
 from host_calls import ARENA, ARENA_END, HEAP
 
+from realmem._core.mm import AddressSpace
 from realmem.layout import (
     MAP_ANONYMOUS,
     MAP_DROPPABLE,
@@ -27,6 +28,7 @@ from realmem.layout import (
     PROT_READ,
     PROT_WRITE,
 )
+from realmem.machine import Machine
 from realmem.mm.address_space import MemoryMap, forked_tree
 from realmem.mm.brk import brk
 from realmem.mm.mmap import mmap
@@ -106,6 +108,30 @@ class Ours:
         ]
 
 
+class OnMemory(Ours):
+    """The same on real memory: faults give anon_vmas, windows come on demand."""
+
+    def __init__(self, machine):
+        self.process = machine.spawn()
+        self.mm = self.process.mm
+        self.mm.core.tree = self.mm.core.tree.with_brk(HEAP)
+        self.mm.__class__ = Model
+
+    def touch(self, addr, pages):
+        for i in range(pages):
+            vma = self.mm.tree.at(addr + i * P)
+            if vma is None or not vma.vm_flags_word & VM_WRITE:
+                return i
+            self.process.touch(addr + i * P, P, True)
+        return pages
+
+    def fork(self):
+        self.process = self.process.fork()
+        self.mm = self.process.mm
+        self.mm.__class__ = Model
+        return 0
+
+
 KINDS = [MAP_PRIVATE] * 12 + [
     MAP_PRIVATE | MAP_NORESERVE,
     MAP_PRIVATE | MAP_GROWSDOWN,
@@ -155,17 +181,38 @@ def sequence_of(seed, calls):
     return [some_call(rng) for _ in range(calls)]
 
 
-@pytest.mark.parametrize("first", range(0, 90, 30))
-def test_random_sequences_as_the_host_does_them(first):
-    sequences = [sequence_of(seed, 40) for seed in range(first, first + 30)]
+def compare(sequences, make):
+    """Give the number of calls compared; after each, results and layouts agree."""
     compared = 0
     for sequence, theirs in zip(sequences, host_calls.run(sequences), strict=True):
         if theirs is None:
             pytest.skip("this kernel has no PR_SET_MM_MAP (CONFIG_CHECKPOINT_RESTORE)")
-        ours = Ours()
+        ours = make()
         for i, (step, (result, vmas)) in enumerate(zip(sequence, theirs, strict=True)):
             got = [ours.step(*step), ours.layout()]
             script = "\n".join(map(repr, sequence[: i + 1]))
             assert got == [result, vmas], f"after\n{script}"
             compared += 1
-    assert compared == 1200
+    return compared
+
+
+@pytest.mark.parametrize("first", range(0, 90, 30))
+def test_random_sequences_as_the_host_does_them(first):
+    assert compare([sequence_of(seed, 40) for seed in range(first, first + 30)], Ours) == 1200
+
+
+@pytest.mark.skipif(
+    not hasattr(AddressSpace, "commit"), reason="the kernel side does not commit plans yet"
+)
+def test_random_sequences_on_real_memory():
+    sequences = [sequence_of(seed, 40) for seed in range(500, 530)]
+    with Machine(nodes=1, memory="128M", window="1G") as machine:
+
+        def make():
+            machine.check()
+            for process in list(machine.processes.values()):
+                process.exit()
+            return OnMemory(machine)
+
+        assert compare(sequences, make) == 1200
+        machine.check()

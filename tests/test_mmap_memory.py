@@ -228,3 +228,29 @@ def test_a_hundred_rounds_leave_nothing(machine, p):
         machine.quicklists.trim()
         frees.add(machine.vmstat["nr_free_pages"])
     assert max(frees) - min(frees) <= 8, "but for slabs that fill up"
+
+
+@pytest.mark.conformance("VM-28")
+@pytest.mark.parametrize("point", ["slab", "page_alloc"])
+def test_a_split_without_memory_changes_nothing(machine, p, point):
+    a = p.mmap(None, 9 * P, RW, ANON | MAP_POPULATE)
+    p.fork()
+    refused = 0
+    for nth in range(1, 6):
+        for call, args in (
+            (p.munmap, (a + 3 * P, P)),
+            (p.mprotect, (a + 5 * P, P, PROT_READ)),
+            (p.mmap, (a + 3 * P, P, PROT_READ, FIXED)),
+        ):
+            before = p.vmas
+            counters, committed = p.mm.core.counters, p.mm.core.mmu.committed
+            with machine.inject(point, nth=nth):
+                try:
+                    call(*args)
+                except OSError as error:
+                    assert error.errno == errno.ENOMEM and p.vmas == before
+                    assert (p.mm.core.counters, p.mm.core.mmu.committed) == (counters, committed)
+                    refused += 1
+            machine.check()
+            p.mmap(a, 9 * P, RW, FIXED)
+    assert refused or point == "page_alloc", "slab memory enters every split"

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import realmem
 from realmem import process as process_module
 from realmem.errors import HostError, SegmentationFault
 from realmem.layout import (
@@ -396,5 +397,9 @@ def test_hugetlb_backing_is_refused():
 
 
 def test_constants_are_the_hosts():
-    for name in ("MAP_PRIVATE", "MAP_SHARED", "MAP_ANONYMOUS", "PROT_READ", "PROT_WRITE"):
-        assert globals()[name] == getattr(host_mmap, name)
+    names = [n for n in dir(host_mmap) if n.startswith(("MAP_", "PROT_", "MADV_"))]
+    ours = [n for n in names if hasattr(realmem, n)]
+    assert {"MAP_PRIVATE", "MAP_SHARED", "PROT_WRITE", "MADV_DONTNEED"} <= set(ours)
+    assert set(names) - set(ours) <= {"MAP_HUGE_16GB", "MADV_SOFT_OFFLINE"}
+    for name in ours:
+        assert getattr(realmem, name) == getattr(host_mmap, name), name

@@ -134,16 +134,20 @@ def cut(items: Sequence[Any], leaf: bool) -> list[Node]:
 
 
 def _with_item(node: Node, i: int, item: Node) -> Node:
-    """Give a node above the leaves with one item replaced, without a look at the others."""
+    """Give a node above the leaves with one item replaced; looks at the others if it must."""
     old: Node = node.items[i]
-    starts, ends = node.starts, node.ends
+    starts, ends, gap = node.starts, node.ends, max(node.gap, item.gap)
     items = (*node.items[:i], item, *node.items[i + 1 :])
-    if starts[i] != item.starts[0] or ends[i] != item.ends[-1] or old.gap == node.gap > item.gap:
-        return Node(items, False)
+    start, end = item.starts[0], item.ends[-1]
+    moved = starts[i] != start or ends[i] != end
+    if moved:
+        starts = (*starts[:i], start, *starts[i + 1 :])
+        ends = (*ends[:i], end, *ends[i + 1 :])
+    if moved or old.gap == node.gap > item.gap:
+        gap = max(max([below.gap for below in items]), max(map(sub, starts[1:], ends), default=0))
     new = Node.__new__(Node)
-    new.items, new.leaf, new.starts, new.ends = items, False, starts, ends
+    new.items, new.leaf, new.starts, new.ends, new.gap = items, False, starts, ends, gap
     new.count = node.count - old.count + item.count
-    new.gap = max(node.gap, item.gap)
     return new
 
 

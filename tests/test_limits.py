@@ -22,9 +22,11 @@ def test_limits_reach_the_kernel_side():
         "MEMLOCK": 8 << 20,
     }
     assert mm.core.limits == dict(mm.rlimit)
+    mm.rlimit["STACK"] = "64K"
+    assert mm.core.limits["STACK"] == mm.rlimit["STACK"] == 65536
     mm.rlimit["STACK"] = 4096
     assert mm.core.limits["STACK"] == mm.rlimit["STACK"] == 4096
-    for wrong, error in ((-1, ValueError), (RLIM_INFINITY + 1, ValueError), ("8M", TypeError)):
+    for wrong, error in ((-1, ValueError), (RLIM_INFINITY + 1, ValueError), ("8X", ValueError), (1.5, TypeError)):
         with pytest.raises(error):
             mm.rlimit["STACK"] = wrong
     with pytest.raises(KeyError):

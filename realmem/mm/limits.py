@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Mutable
 from typing import TYPE_CHECKING, Any
 
 from realmem.arguments import as_int
-from realmem.layout import PAGE_SHIFT, RLIM_INFINITY
+from realmem.layout import PAGE_SHIFT, RLIM_INFINITY, parse_size
 from realmem.mm.draft import DATA, LOCKED, TOTAL, Draft
 from realmem.mm.vma import VM_LOCKED, is_data_mapping
 
@@ -89,7 +89,7 @@ class Capabilities(MutableSet[str]):
 
 class Limits(MutableMapping[str, int]):
     """
-    ``p.rlimit``: bytes by name; soft and hard limit are one.
+    ``p.rlimit``: bytes by name; soft and hard limit are one.  Takes sizes such as ``"8M"`` too.
 
     :param core: the kernel side, which is told of each (stacks grow there).
     :param values: where they start.
@@ -104,11 +104,14 @@ class Limits(MutableMapping[str, int]):
     def __getitem__(self, which: str) -> int:
         return self._values[which]
 
-    def __setitem__(self, which: str, value: int) -> None:
+    def __setitem__(self, which: str, value: int | str) -> None:
         if which not in self._values:
             raise KeyError(which)
         self._core.check_alive()
-        number = as_int(value, f"rlimit[{which!r}]", 0, RLIM_INFINITY)
+        what = f"rlimit[{which!r}]"
+        number = as_int(
+            parse_size(value, what) if isinstance(value, str) else value, what, 0, RLIM_INFINITY
+        )
         self._core.set_limit(which, number)
         self._values[which] = number
 

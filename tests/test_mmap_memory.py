@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import random
+import sys
 
 import pytest
 
@@ -254,3 +256,47 @@ def test_a_split_without_memory_changes_nothing(machine, p, point):
             machine.check()
             p.mmap(a, 9 * P, RW, FIXED)
     assert refused or point == "page_alloc", "slab memory enters every split"
+
+
+def test_calls_interrupted_anywhere(machine, p, soak_factor):
+    """KeyboardInterrupt before any line of a call: it is done or not, and the books are right."""
+    rng = random.Random(3)
+    a, heap = p.mm.low + (1 << 27), p.brk()
+    calls = [
+        lambda i, n: p.mmap(
+            a + i * P, n * P, rng.choice([PROT_READ, RW]), FIXED | rng.choice([0, MAP_POPULATE])
+        ),
+        lambda i, n: p.munmap(a + i * P, n * P),
+        lambda i, n: p.mprotect(a + i * P, n * P, rng.choice([PROT_READ, RW])),
+        lambda i, n: p.brk(heap + n * P),
+        lambda i, n: p.fork().exit(),
+    ]
+    interrupted = 0
+    for round_ in range(int(300 * soak_factor)):
+        left = [rng.randrange(450)]
+
+        def tracer(frame, event, arg, left=left):
+            ours = "realmem/mm" in frame.f_code.co_filename
+            if event == "line" and (ours or "realmem/process" in frame.f_code.co_filename):
+                left[0] -= 1
+                if left[0] < 0:
+                    raise KeyboardInterrupt
+            return tracer
+
+        call, args = rng.choice(calls), (rng.randrange(20), rng.randrange(1, 6))
+        sys.settrace(tracer)
+        try:
+            call(*args)
+        except KeyboardInterrupt:
+            interrupted += 1
+        except OSError as error:
+            assert error.errno == errno.ENOMEM      # a hole
+        finally:
+            sys.settrace(None)
+        if round_ % 10 == 0:
+            machine.check()
+            assert p.mm.core.counters[0] == sum(v.pages for v in p.vmas)
+        for other in list(machine.processes.values()):
+            if other is not p:
+                other.exit()
+    assert interrupted > 50

@@ -68,6 +68,22 @@ class SegmentationFault(Exception):
         self.done = done
 
 
+class BusError(Exception):
+    """
+    An access that what is mapped cannot answer: past its end, or its I/O failed.
+
+    :ivar address: the process's own address.
+    :ivar pid: the simulated process.
+    :ivar done: bytes transferred before it.
+    """
+
+    def __init__(self, address: int, pid: int = 0, done: int = 0) -> None:
+        super().__init__(f"pid {pid}: {address:#x}: nothing is behind this part of the mapping")
+        self.address = address
+        self.pid = pid
+        self.done = done
+
+
 class AllocatorError(Exception):
     """Misuse of an allocator, or corruption found by it: the message says which object."""
 

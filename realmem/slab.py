@@ -38,6 +38,8 @@ _DEDICATED = {
     "vmap_area": (SLAB.PANIC, 0),
     "anon_vma": (SLAB.TYPESAFE_BY_RCU | SLAB.PANIC | SLAB.ACCOUNT, 0),
     "anon_vma_chain": (SLAB.PANIC | SLAB.ACCOUNT, 0),
+    "shmem_inode_cache": (SLAB.PANIC | SLAB.ACCOUNT, 0),
+    "radix_tree_node": (SLAB.PANIC | SLAB.RECLAIM_ACCOUNT, 0),
 }
 
 

@@ -18,7 +18,7 @@ from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from realmem._kernel.host_calls cimport gettid
 from realmem._kernel.mm_types cimport (
-    FAULT_HOST, FAULT_OOM, NR_FAULT_RECORDS, RECORD_BUSY, RECORD_FREE, RECORD_READY,
+    FAULT_HOST, FAULT_OOM, FAULT_SIGBUS, NR_FAULT_RECORDS, RECORD_BUSY, RECORD_FREE, RECORD_READY,
     fault_record, mm_struct,
 )
 from realmem._kernel.mmap cimport mm_flush_scratch
@@ -30,7 +30,7 @@ from realmem._kernel.window cimport windows_after_fork
 from realmem.compiler cimport SEQ_CST, atomic_add_return, load_int, peek_int, store_int
 from realmem.types cimport GFP_HIGHUSER_MOVABLE
 
-from realmem.errors import HostError, OutOfMemory, SegmentationFault
+from realmem.errors import BusError, HostError, OutOfMemory, SegmentationFault
 from realmem.layout import GFP
 
 cdef extern from "<pthread.h>" nogil:
@@ -287,6 +287,8 @@ cdef object report_of(const fault_record* r):
     if r.code == FAULT_HOST:
         return HostError(ENOMEM, f"pid {r.pid}: the host refuses to map {r.address:#x}; "
                          "see vm.max_map_count")
+    if r.code == FAULT_SIGBUS:
+        return BusError(r.address, r.pid)
     return SegmentationFault(r.address, access, r.code, r.pid)
 
 

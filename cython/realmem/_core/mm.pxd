@@ -5,3 +5,6 @@ from realmem._kernel.mm_types cimport mmu as mmu_struct
 cdef class Mmu:
     cdef mmu_struct u
     cdef readonly MachineCore core
+    cdef object shmems          # weak set of Shmem
+
+    cdef bint is_ours(self)

@@ -3,28 +3,45 @@
 cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.errno cimport ENOMEM, ESRCH
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.errno cimport EAGAIN, ENOMEM, ESRCH
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
+from libc.string cimport memset
 
 from realmem._core.faults cimport check_owner, forget, out_of_memory, register
 from realmem._core.machine cimport MachineCore
+from realmem._kernel.commit cimport (
+    STEP_LOCK, STEP_MOVE, STEP_PROTECT, STEP_UNLOCK, STEP_VMAS, STEP_ZAP, mm_commit, mm_step,
+    new_vma,
+)
+from realmem._kernel.madvise cimport (
+    ADVISE_COLD, ADVISE_DONTNEED, ADVISE_FREE, ADVISE_GUARD_INSTALL, ADVISE_GUARD_REMOVE,
+    ADVISE_OLD, ADVISE_OLD_ANON, ADVISE_OLD_FILE, ADVISE_SOFT_CLEAN, mm_advise,
+)
 from realmem._kernel.mm_finding cimport MM_OBJECTS, MM_VALID, mm_finding
+from realmem._kernel.mm_stat cimport mm_mincore, mm_pagemap, mm_range_stat, range_stat
 from realmem._kernel.mm_types cimport (
-    FAULT_ACCERR, FAULT_HOST, FAULT_MAPERR, FAULT_OOM, mm_core, mm_struct, vm_area_struct,
+    FAULT_ACCERR, FAULT_HOST, FAULT_MAPERR, FAULT_OK, FAULT_OOM, FAULT_SIGBUS, MM_LIVE,
+    NR_RLIMITS, TASK_SIZE, mm_core, mm_struct, shmem, vm_area_struct, window, window_of,
 )
 from realmem._kernel.mmap cimport (
-    mm_access, mm_exit, mm_find_pfn, mm_flush, mm_fork, mm_splice, mm_touch, mm_walk,
+    mm_access, mm_clear_soft_dirty, mm_exit, mm_flush, mm_fork, mm_growth_seen,
+    mm_maps, mm_object_get, mm_stacks, mm_touch, mm_vma_info, mm_walk,
 )
 from realmem._kernel.percpu cimport get_cpu_area
 from realmem._kernel.pgtable cimport mmu_exit, mmu_init
+from realmem._kernel.rmap cimport rmap_place, rmap_places
+from realmem._kernel.shmem cimport shmem_create, shmem_punch, shmem_put
 from realmem._kernel.validate_mm cimport validate_mms
-from realmem._kernel.window cimport mm_create, window_reap, windows
-from realmem.types cimport PAGE_SHIFT
+from realmem._kernel.window cimport mm_cover, mm_create, window_reap, windows
+from realmem.types cimport PAGE_SHIFT, PAGE_SIZE, pfn_to_page
+
+import weakref
+from collections import namedtuple
 
 from realmem._core.own_caches import NAMES
 from realmem.errors import (
-    AtomicContextError, HostError, InvariantError, OutOfMemory, SegmentationFault,
+    AtomicContextError, BusError, HostError, InvariantError, OutOfMemory, SegmentationFault,
 )
 from realmem.layout import GFP
 
@@ -53,7 +70,21 @@ MESSAGES = (
     "{found} frames say that they are vmalloc's, the areas have {expected}",
     "{where}: {found} objects are in use, there is use for {expected}",
     "address {where:#x}: the VMA differs from what is published of it",
+    "total_vm or its kin: {found} pages counted, the VMAs have {expected}",
+    "address {where:#x}: its frame is page {found} of its owner, the VMA expects {expected}",
 )
+STEPS = {"vmas": STEP_VMAS, "zap": STEP_ZAP, "protect": STEP_PROTECT, "move": STEP_MOVE,
+         "lock": STEP_LOCK}
+ADVICE = {"dontneed": ADVISE_DONTNEED, "free": ADVISE_FREE, "cold": ADVISE_COLD,
+          "guard_install": ADVISE_GUARD_INSTALL, "guard_remove": ADVISE_GUARD_REMOVE}
+CLEAR_REFS = {"referenced": ADVISE_OLD, "anon": ADVISE_OLD_ANON, "file": ADVISE_OLD_FILE,
+              "soft_dirty": ADVISE_SOFT_CLEAN}
+LIMITS = {"AS": 0, "DATA": 1, "STACK": 2, "MEMLOCK": 3}
+
+Smaps = namedtuple("Smaps", (
+    "rss", "pss", "pss_dirty", "shared_clean", "shared_dirty", "private_clean",
+    "private_dirty", "referenced", "anonymous", "lazyfree", "anon_huge", "shmem_huge",
+    "file_huge", "swap", "swap_pss", "locked"))
 
 
 def reap():
@@ -87,11 +118,20 @@ cdef class Mmu:
             self.u.fds[nid] = fds[nid]
             self.u.fd_phys[nid] = core.m.nodes[nid].start_pfn << PAGE_SHIFT
         self.u.nr_fds = core.m.nr_nodes
+        self.shmems = weakref.WeakSet()
+        for nid in range(core.m.nr_zones):
+            self.u.total_pages += core.m.zones[nid].managed_pages
+        self.u.commit_limit = self.u.total_pages >> 1
+        self.u.stack_guard_gap = 256 << PAGE_SHIFT
+        self.u.mmap_min_addr = 65536
+        self.u.fault_around = 65536
         if mmu_init(&self.u) != 0:
             raise OutOfMemory("no frames for the kernel's page tables", gfp=GFP.KERNEL)
 
     def close(self):
         """Give the frames back; every address space has been ended before."""
+        for object in list(self.shmems):
+            (<Shmem>object).drop()
         if self.u.ready:
             mmu_exit(&self.u)
 
@@ -99,6 +139,65 @@ cdef class Mmu:
     def zero_pfn(self):
         """The shared zero page."""
         return self.u.zero_pfn
+
+    cdef bint is_ours(self):
+        if self.core.m == NULL:
+            return False
+        try:
+            self.core.alive()
+        except ValueError:
+            return False
+        return True
+
+    @property
+    def committed(self):
+        """Pages promised (Committed_AS)."""
+        return self.u.committed
+
+    @property
+    def total_pages(self):
+        """Pages that the overcommit rules count with."""
+        return self.u.total_pages
+
+    @property
+    def counts(self):
+        """(Shmem, AnonPages, Mapped, Mlocked) in pages."""
+        return (self.u.nr_shmem, self.u.nr_anon_mapped, self.u.nr_file_mapped,
+                self.u.nr_mlock)
+
+    def set_overcommit(self, int mode, int64_t limit_pages, int64_t admin_reserve,
+                       int64_t user_reserve):
+        """Publish vm.overcommit_* (pages): mode 0, 1 or 2, and mode 2's limit and reserves."""
+        self.u.overcommit = mode
+        self.u.commit_limit = limit_pages
+        self.u.admin_reserve = admin_reserve
+        self.u.user_reserve = user_reserve
+
+    def set_layout(self, uint64_t mmap_min_addr, int64_t stack_guard_gap):
+        """Publish vm.mmap_min_addr and the gap that stacks keep below them, in bytes."""
+        self.u.mmap_min_addr = mmap_min_addr
+        self.u.stack_guard_gap = stack_guard_gap
+
+    def places_of(self, uint64_t pfn):
+        """
+        List where a frame is mapped.
+
+        :return: list of (pid, address).
+        """
+        cdef rmap_place places[64]
+        cdef int64_t i, n = 64, skip = 0
+        cdef list found = []
+        cdef int pid
+        self.core.alive()
+        while n == 64:
+            with nogil:
+                n = rmap_places(&self.u, pfn_to_page(self.u.m, pfn), places, skip, 64)
+            skip += n
+            for i in range(n):
+                pid = places[i].mm.pid
+                if mm_maps(places[i].mm, places[i].mm_id, places[i].address, pfn):
+                    found.append((pid, places[i].address))
+        return sorted(found)
 
     def check(self, spaces):
         """
@@ -132,6 +231,50 @@ cdef class Mmu:
             raise InvariantError(f"pid {found.pid}: {words}" if found.pid else words)
 
 
+cdef class Shmem:
+    """
+    An object behind shared anonymous memory.
+
+    It lives while VMAs map it; until the first one does, this keeps it.
+
+    :param mmu: the machine's.
+    :param pages: its size; fixed.
+    :param noreserve: whether its pages are charged as they are made.
+    :param may_reserve: whether the caller may use what overcommit reserves for root.
+    :param total_vm: pages that the caller has mapped.
+    :raises OSError: ENOMEM, overcommit refuses or no memory for it.
+    """
+
+    cdef shmem* object
+    cdef bint owned
+    cdef readonly Mmu mmu
+    cdef readonly uint64_t size     # pages
+    cdef readonly uint64_t inode
+    cdef object __weakref__
+
+    def __cinit__(self, Mmu mmu not None, uint64_t pages, bint noreserve=False,
+                  bint may_reserve=False, int64_t total_vm=0):
+        mmu.core.alive()
+        self.mmu = mmu
+        self.size = pages
+        self.object = shmem_create(&mmu.u, pages, noreserve, may_reserve, total_vm)
+        if self.object == NULL:
+            raise OSError(ENOMEM, "cannot allocate memory")
+        self.owned = True
+        self.inode = self.object.id
+        mmu.shmems.add(self)
+
+    def __dealloc__(self):
+        self.drop()
+
+    # VMAs keep it from now on, or nothing does.
+    cdef void drop(self) noexcept:
+        if self.owned:
+            self.owned = False
+            if self.mmu is not None and self.mmu.is_ours():
+                shmem_put(self.object)
+
+
 def space_id(AddressSpace space):
     """Give the lock order of address spaces."""
     return space.id
@@ -158,13 +301,16 @@ cdef class AddressSpace:
     cdef readonly uint64_t id
     cdef readonly Mmu mmu
     cdef readonly int pid
-    cdef readonly uint64_t user_start   # of the window
+    cdef readonly uint64_t user_start   # of the first window
     cdef readonly uint64_t length
+    cdef object vmas                    # as Python has them: a VmaTree
+    cdef uint64_t seen                  # generation that sync() told of
     cdef bint ended
 
-    def __cinit__(self, Mmu mmu not None, int pid, int nid, uint64_t length):
+    def __cinit__(self, Mmu mmu not None, int pid, int nid, uint64_t length, tree=None):
         cdef int error = 0
         mmu.core.alive()
+        self.vmas = tree
         self.mmu = mmu
         self.pid = pid
         self.ended = True
@@ -180,22 +326,14 @@ cdef class AddressSpace:
         if error != 0:
             self.exit()
             raise HostError(ENOMEM, "no 1 GiB of host address space for a window; see ulimit -v")
-        self.user_start = self.mm.user_start
+        self.user_start = self.mm.windows.user_start
         self.length = length
 
     def __dealloc__(self):
         forget(self.id)
         # No bytecode runs while mm.lock is held, so that this cannot wait for itself.
-        if not self.ended and self.mmu is not None and self.mmu.core.m != NULL:
-            if self.is_ours():
-                mm_exit(self.mm, self.id)
-
-    cdef bint is_ours(self):
-        try:
-            self.mmu.core.alive()
-        except ValueError:
-            return False
-        return True
+        if not self.ended and self.mmu is not None and self.mmu.is_ours():
+            mm_exit(self.mm, self.id)
 
     cdef int alive(self) except -1:
         self.mmu.core.enter()
@@ -216,41 +354,272 @@ cdef class AddressSpace:
 
     # ---- changes ----
 
-    def splice(self, list starts, list vmas, int64_t at, int64_t removed, list added,
-               uint64_t start=0, uint64_t end=0):
+    def commit(self, list steps, tree, deltas, uint64_t generation, int64_t charge):
         """
-        Replace VMAs, here and on the kernel side, in one step that nothing can interrupt.
+        Run a change that was planned aside, and publish the VMAs that it comes to.
 
-        :param starts: start addresses of ``vmas``; changed with it.
-        :param vmas: the sorted list that is published.
-        :param at: index of the first VMA to replace.
-        :param removed: how many to replace.
-        :param added: new VMAs, sorted.
-        :param start: with ``end``, the range to zap.
-        :param end: one past it.
-        :raises OSError: ENOMEM, more VMAs than the index holds, or no memory for them; nothing
-            changed.
+        Nothing interrupts it: all of it is done, or nothing.
+
+        :param steps: in order: ``("vmas", lo, hi, [(vma, source), ...])``: VMAs that begin in
+            [lo, hi) become these; ``source`` is the start of the VMA whose anon_vma a new one
+            takes over, or -1.  ``("zap", start, end)``, ``("protect", start, end)``,
+            ``("move", old, new, length)``, ``("lock", start, end, on)``.
+        :param tree: the VMAs after it, for ``self.tree``.
+        :param deltas: what the counters are expected to change by; counted here anew.
+        :param generation: ``self.generation`` as it was planned.
+        :param charge: pages that overcommit has to allow.
+        :return: False, and nothing changed: a fault has changed a VMA since, plan again.
+        :raises OSError: ENOMEM, and nothing changed.
         """
-        cdef int64_t i, n = len(added)
+        cdef int64_t n = len(steps), nr_vmas = 0, i, j
         cdef int rc
-        cdef list new_starts
-        cdef vm_area_struct* slots = <vm_area_struct*>calloc(n + 1, sizeof(vm_area_struct))
+        cdef mm_step* log
+        cdef new_vma* vmas = NULL
+        cdef list objects = []
+        for step in steps:
+            if step[0] == "vmas":
+                nr_vmas += len(step[3])
+        log = <mm_step*>calloc(n + 1, sizeof(mm_step))
+        vmas = <new_vma*>calloc(nr_vmas + 1, sizeof(new_vma))
         try:
-            if slots == NULL:
+            if log == NULL or vmas == NULL:
                 raise MemoryError
-            new_starts = [vma.start for vma in added]
+            j = 0
             for i in range(n):
-                slots[i].vm_start = added[i].start
-                slots[i].vm_end = added[i].end
-                slots[i].vm_flags = added[i].vm_flags_word
+                step = steps[i]
+                log[i].what = STEPS[step[0]]
+                log[i].start = step[1]
+                log[i].end = step[2]
+                if log[i].what == STEP_VMAS:
+                    log[i].first = j
+                    log[i].count = len(step[3])
+                    for vma, source in step[3]:
+                        put_vma(vmas + j, vma, source, objects)
+                        j += 1
+                elif log[i].what == STEP_MOVE:
+                    log[i].to = step[2]
+                    log[i].end = log[i].start + <uint64_t>step[3]
+                elif log[i].what == STEP_LOCK and not step[3]:
+                    log[i].what = STEP_UNLOCK
             with nogil:
-                rc = mm_splice(self.mm, self.id, at, removed, slots, n, start, end)
+                rc = mm_commit(self.mm, self.id, generation, log, n, vmas, charge)
             if rc == 0:
                 # C code only: no signal handler and no other thread gets in between.
-                starts[at:at + removed] = new_starts
-                vmas[at:at + removed] = added
+                self.vmas = tree
+                for object in objects:
+                    (<Shmem>object).drop()
         finally:
-            free(slots)
+            free(log)
+            free(vmas)
+        if rc == -EAGAIN:
+            return False
+        self.check_rc(rc)
+        return True
+
+    @property
+    def generation(self):
+        """Raised when a fault changes a VMA: plans made before are stale."""
+        return self.mm.generation
+
+    @property
+    def tree(self):
+        """The VMAs as published; set it to one that shows what sync() told of."""
+        return self.vmas
+
+    @tree.setter
+    def tree(self, tree):
+        self.vmas = tree
+        mm_growth_seen(self.mm, self.id, self.seen)
+
+    def sync(self):
+        """
+        Tell how far faults grew stacks, until a tree that shows it is set.
+
+        :return: list of (end, start) of all VMAs that may grow; empty when none did.
+        """
+        cdef uint64_t ends[64]
+        cdef uint64_t starts[64]
+        cdef uint64_t addr = 0
+        cdef int64_t i, n = 64
+        cdef list grown = []
+        if not self.mm.grown or self.ended:
+            return grown
+        self.seen = self.mm.generation
+        while n == 64:
+            n = mm_stacks(self.mm, self.id, &addr, ends, starts, 64)
+            for i in range(n):
+                grown.append((ends[i], starts[i]))
+        return grown
+
+    def anon_vma(self, uint64_t start):
+        """
+        Tell who owns the anonymous pages of the VMA that begins at start.
+
+        :return: (id, forked): 0 before the first one; whether it came with a fork.
+        """
+        cdef uint64_t id = 0
+        cdef bint forked = False
+        mm_vma_info(self.mm, self.id, start, &id, &forked)
+        return id, forked
+
+    def cover(self, uint64_t start, uint64_t end):
+        """
+        Make windows for what of [start, end) has none.
+
+        :raises OSError: ENOMEM, the host refuses the address space.
+        """
+        cdef int rc
+        self.alive()
+        rc = mm_cover(self.mm, self.id, start, end)
+        self.check_rc(rc)
+
+    @property
+    def windows(self):
+        """List of (first address, bytes), the first window first."""
+        cdef int i
+        return [(self.mm.windows[i].user_start, self.mm.windows[i].length)
+                for i in range(self.mm.nr_windows)]
+
+    def set_limit(self, str which, uint64_t value):
+        """Set a resource limit in bytes: AS, DATA, STACK or MEMLOCK."""
+        self.alive()
+        self.mm.core.rlimits[<int>LIMITS[which]] = value
+
+    @property
+    def limits(self):
+        """Resource limits in bytes, by name."""
+        self.alive()
+        return {name: self.mm.core.rlimits[<int>i] for name, i in LIMITS.items()}
+
+    def set_capabilities(self, bint ipc_lock, bint sys_admin):
+        """Say what faults and charges may do: CAP_IPC_LOCK, CAP_SYS_ADMIN."""
+        self.alive()
+        self.mm.core.may_lock = ipc_lock
+        self.mm.core.may_reserve = sys_admin
+
+    def shmem_create(self, uint64_t pages, bint noreserve=False):
+        """
+        Make an object for shared anonymous memory.
+
+        :raises OSError: ENOMEM.
+        """
+        self.alive()
+        return Shmem(self.mmu, pages, noreserve, self.mm.core.may_reserve != 0,
+                     self.mm.core.total_vm)
+
+    # ---- pages ----
+
+    def populate(self, uint64_t start, uint64_t end, bint write):
+        """
+        Fault a range in, as a read or a write of each page.
+
+        :return: (0 or FAULT_*, the address where it stopped).
+        """
+        cdef uint64_t where = start
+        cdef int rc
+        self.alive()
+        with nogil:
+            rc = mm_touch(self.mm, self.id, start, end - start, write, &where)
+        if rc < 0:
+            self.check_rc(rc)
+        return rc, where if rc else end
+
+    def zap(self, uint64_t start, uint64_t end):
+        """Drop what is mapped in a range (MADV_DONTNEED)."""
+        self.madvise(start, end, "dontneed")
+
+    def madvise(self, uint64_t start, uint64_t end, str what):
+        """
+        Do to the pages of one piece of a VMA what an advice says.
+
+        :param what: "dontneed", "free", "cold", "guard_install", "guard_remove" or "remove".
+        :raises OSError: ENOMEM, no page tables for guard markers.
+        """
+        cdef int rc
+        cdef int advice
+        cdef shmem* object
+        cdef uint64_t first = 0, last = 0
+        self.alive()
+        if what == "remove":
+            object = mm_object_get(self.mm, self.id, start, end, &first, &last)
+            if object != NULL:
+                with nogil:
+                    shmem_punch(object, first, last)
+                    shmem_put(object)
+            return
+        advice = ADVICE[what]
+        with nogil:
+            rc = mm_advise(self.mm, self.id, start, end, advice)
+        self.check_rc(rc)
+
+    def mincore(self, uint64_t start, uint64_t end):
+        """Give a byte for each page of mapped VMAs: 1 where it is in memory."""
+        cdef uint64_t n = (end - start) >> PAGE_SHIFT
+        cdef int rc
+        cdef unsigned char* at
+        self.alive()
+        result = PyBytes_FromStringAndSize(NULL, n)
+        at = <unsigned char*>PyBytes_AS_STRING(result)
+        with nogil:
+            rc = mm_mincore(self.mm, self.id, start, end, at)
+        self.check_rc(rc)
+        return result
+
+    def pagemap(self, uint64_t start, int64_t n):
+        """List the /proc/PID/pagemap words of n pages."""
+        cdef uint64_t* words
+        cdef int64_t i
+        cdef int rc
+        self.alive()
+        words = <uint64_t*>calloc(n + 1, sizeof(uint64_t))
+        try:
+            if words == NULL:
+                raise MemoryError
+            with nogil:
+                rc = mm_pagemap(self.mm, self.id, start, n, True, words)
+            self.check_rc(rc)
+            return [words[i] for i in range(n)]
+        finally:
+            free(words)
+
+    cdef int range_stat(self, uint64_t start, uint64_t end, range_stat* s) except -1:
+        cdef int rc
+        self.alive()
+        with nogil:
+            rc = mm_range_stat(self.mm, self.id, start, min(end, <uint64_t>TASK_SIZE), s)
+        return self.check_rc(rc)
+
+    def smaps(self, uint64_t start, uint64_t end):
+        """Count the pages of a range for smaps; pss, pss_dirty and locked are in bytes."""
+        cdef range_stat s
+        self.range_stat(start, end, &s)
+        return Smaps(s.rss, s.pss, s.pss_dirty, s.shared_clean, s.shared_dirty,
+                     s.private_clean, s.private_dirty, s.referenced, s.anonymous, s.lazyfree,
+                     0, 0, 0, 0, 0, s.pss_locked)
+
+    def numa(self, uint64_t start, uint64_t end):
+        """Count the pages of a range: (anon, dirty, mapmax, active, pages by node, huge)."""
+        cdef range_stat s
+        cdef int nid
+        self.range_stat(start, end, &s)
+        nodes = [s.nodes[nid] for nid in range(self.mmu.u.m.nr_nodes)]
+        return s.anonymous, s.dirty, s.mapmax, s.active, nodes, 0
+
+    def clear_refs(self, str what, tree=None):
+        """
+        Clear accessed bits ("referenced", "anon", "file") or soft-dirty bits ("soft_dirty").
+
+        :param tree: for "soft_dirty": the VMAs without theirs.
+        """
+        cdef int advice = CLEAR_REFS[what]
+        cdef int rc
+        self.alive()
+        with nogil:
+            rc = mm_advise(self.mm, self.id, 0, <uint64_t>TASK_SIZE, advice)
+        if rc == 0 and advice == ADVISE_SOFT_CLEAN:
+            mm_clear_soft_dirty(self.mm, self.id)
+            if tree is not None:
+                self.vmas = tree
         self.check_rc(rc)
 
     cdef int check_rc(self, int rc) except -1:
@@ -260,18 +629,23 @@ cdef class AddressSpace:
             raise OSError(ENOMEM, "cannot allocate memory")
         return 0
 
-    def fork_into(self, AddressSpace child not None):
+    def fork_into(self, AddressSpace child not None, tree):
         """
         Share every page with a new, empty address space, copy-on-write.
 
+        :param tree: the child's VMAs.
         :raises OSError: ENOMEM, no frames for its page tables; the child is to be ended.
         """
-        cdef int rc
+        cdef int rc, i
         self.alive()
         check_owner()
+        for i in range(1, self.mm.nr_windows):
+            child.cover(self.mm.windows[i].user_start,
+                        self.mm.windows[i].user_start + self.mm.windows[i].length)
         with nogil:
             rc = mm_fork(self.mm, self.id, child.mm)
         self.check_rc(rc)
+        child.vmas = tree
 
     def exit(self, dict live=None):
         """
@@ -288,30 +662,34 @@ cdef class AddressSpace:
 
     # ---- looking in ----
 
+    cdef window* window_at(self, uint64_t addr, uint64_t length) except NULL:
+        cdef window* w = window_of(self.mm, addr)
+        if w == NULL or length > w.length or addr - w.user_start > w.length - length:
+            raise ValueError(f"[{addr:#x}, {addr + length:#x}) is not all in one window of "
+                             f"process {self.pid}")
+        return w
+
     def host_address(self, uint64_t addr):
         """
-        Give the host address of one of the window's.
+        Give the host address of one of the process's own.
 
-        :raises ValueError: it is not in the window.
+        :raises ValueError: it is in no window.
         """
+        cdef window* w
         self.alive()
         check_owner()
-        if addr - self.user_start >= self.length:
-            raise ValueError(f"{addr:#x} is not in the window of process {self.pid}")
-        return self.mm.host_base + (addr - self.user_start)
+        w = self.window_at(addr, 1)
+        return w.host_base + (addr - w.user_start)
 
     def view(self, uint64_t addr, uint64_t length):
         """
-        Give a memoryview of the live window.
+        Give a memoryview of a live window.
 
-        :raises ValueError: the range is not all in the window.
+        :raises ValueError: the range is not all in one window.
         """
         self.alive()
         check_owner()
-        if addr < self.user_start or length > self.length or (
-                addr - self.user_start > self.length - length):
-            raise ValueError(
-                f"[{addr:#x}, {addr + length:#x}) is not in the window of process {self.pid}")
+        self.window_at(addr, length)
         return memoryview(WindowBuffer(self, addr, length))
 
     @property
@@ -371,6 +749,8 @@ cdef class AddressSpace:
         if rc == FAULT_OOM:
             raise out_of_memory(
                 self.id, f"pid {self.pid}: {access} fault at {addr:#x} found no frame")
+        if rc == FAULT_SIGBUS:
+            raise BusError(addr, self.pid, done)
         if rc == FAULT_HOST:
             raise HostError(ENOMEM, f"pid {self.pid}: the host refuses to map {addr:#x}")
         return self.check_rc(rc)
@@ -398,25 +778,68 @@ cdef class AddressSpace:
         self.check_rc(steps)
         return [(LEVELS[i], where[i], entry[i]) for i in range(steps)]
 
-    def addresses_of(self, uint64_t pfn):
-        """List the addresses whose entries map a frame."""
-        cdef uint64_t found[64]
-        cdef uint64_t addr = 0
-        cdef int64_t n = 64
-        cdef list addresses = []
-        while n == 64 and not self.ended:
-            with nogil:
-                n = mm_find_pfn(self.mm, self.id, pfn, &addr, found, 64)
-            addresses.extend([found[i] for i in range(n)])
-        return addresses
-
     @property
     def counters(self):
-        """(rss pages, minor faults, major faults, host VMAs)."""
+        """Pages of VMAs: (total_vm, data_vm, exec_vm, stack_vm, locked_vm)."""
         cdef mm_core* core
         self.alive()
         core = self.mm.core
-        return core.anon_rss, core.owner.min_flt, core.owner.maj_flt, self.mm.host_edges + 1
+        return core.total_vm, core.data_vm, core.exec_vm, core.stack_vm, core.locked_vm
+
+    @property
+    def rss(self):
+        """Resident pages: (file, anon, swap, shmem)."""
+        self.alive()
+        return 0, self.mm.core.anon_rss, 0, self.mm.core.shmem_rss
+
+    @property
+    def hiwater(self):
+        """The most pages it had: (resident, mapped)."""
+        cdef mm_core* core
+        self.alive()
+        core = self.mm.core
+        return max(core.hiwater_rss, core.anon_rss + core.shmem_rss), core.hiwater_vm
+
+    def reset_hiwater(self):
+        """Begin VmHWM anew (clear_refs 5)."""
+        self.alive()
+        self.mm.core.hiwater_rss = 0
+
+    @property
+    def nr_ptes(self):
+        """Page-table pages, the page directory included."""
+        self.alive()
+        return self.mm.core.nr_ptes + 1
+
+    @property
+    def faults(self):
+        """(minor, major) faults."""
+        self.alive()
+        return self.mm.core.owner.min_flt, self.mm.core.owner.maj_flt
+
+    @property
+    def host_vmas(self):
+        """Host VMAs that its windows take."""
+        self.alive()
+        return self.mm.host_edges + self.mm.nr_windows
+
+
+# Describe one new VMA; what its object is owned by goes to the list.
+cdef int put_vma(new_vma* to, vma, source, list objects) except -1:
+    to.start = vma.start
+    to.end = vma.end
+    to.flags = vma.vm_flags_word
+    to.pgoff = vma.pgoff
+    to.policy = 0
+    to.has_source = source is not None and source != -1
+    to.source = source if to.has_source else 0
+    to.object = NULL
+    behind = vma.object
+    if isinstance(behind, Shmem):
+        to.object = (<Shmem>behind).object
+        if (<Shmem>behind).owned:
+            objects.append(behind)
+    return 0
 
 
 @cython.no_gc_clear              # what its release needs must still be there
@@ -432,8 +855,9 @@ cdef class WindowBuffer:
     cdef Py_ssize_t length
 
     def __cinit__(self, AddressSpace space, uint64_t addr, uint64_t length):
+        cdef window* w = space.window_at(addr, length)
         self.space = space
-        self.start = <char*>(space.mm.host_base + (addr - space.user_start))
+        self.start = <char*>(w.host_base + (addr - w.user_start))
         self.length = length
 
     def __getbuffer__(self, Py_buffer* buffer, int flags):

@@ -5,11 +5,12 @@ from libc.stdint cimport uint64_t
 from realmem._core.kmem_cache cimport KmemCache
 from realmem._core.pages cimport PageAllocator
 from realmem._kernel.kernel_caches cimport (
-    ANON_VMA, ANON_VMA_CHAIN, MM_STRUCT, NR_DEDICATED, TASK_STRUCT, VM_AREA_STRUCT, VMAP_AREA,
-    anon_vma_ctor, dedicated_cache,
+    ANON_VMA, ANON_VMA_CHAIN, MM_STRUCT, NR_DEDICATED, RADIX_TREE_NODE, SHMEM_INODE,
+    TASK_STRUCT, VM_AREA_STRUCT, VMAP_AREA, anon_vma_ctor, dedicated_cache,
 )
 from realmem._kernel.mm_types cimport (
-    anon_vma, anon_vma_chain, mm_core, task_struct, vm_area_struct, vmap_area,
+    anon_vma, anon_vma_chain, mm_core, radix_node, shmem, task_struct, vm_area_struct,
+    vmap_area,
 )
 from realmem._kernel.slab_cache cimport shrink_cache
 from realmem._kernel.slab_types cimport slab_of
@@ -17,11 +18,13 @@ from realmem._kernel.slab_types cimport slab_of
 NAMES = {
     TASK_STRUCT: "task_struct", MM_STRUCT: "mm_struct", VM_AREA_STRUCT: "vm_area_struct",
     VMAP_AREA: "vmap_area", ANON_VMA: "anon_vma", ANON_VMA_CHAIN: "anon_vma_chain",
+    SHMEM_INODE: "shmem_inode_cache", RADIX_TREE_NODE: "radix_tree_node",
 }
 SIZES = {
     TASK_STRUCT: sizeof(task_struct), MM_STRUCT: sizeof(mm_core),
     VM_AREA_STRUCT: sizeof(vm_area_struct), VMAP_AREA: sizeof(vmap_area),
     ANON_VMA: sizeof(anon_vma), ANON_VMA_CHAIN: sizeof(anon_vma_chain),
+    SHMEM_INODE: sizeof(shmem), RADIX_TREE_NODE: sizeof(radix_node),
 }
 # Where the allocator may write into a free object that keeps its state.
 FREE_POINTERS = {VM_AREA_STRUCT: <uint64_t>&(<vm_area_struct*>0).vm_next}
@@ -49,4 +52,5 @@ def shrink_process_caches(PageAllocator pages not None):
         shrink_cache(dedicated_cache(pages.m, TASK_STRUCT))
         shrink_cache(dedicated_cache(pages.m, MM_STRUCT))
         shrink_cache(dedicated_cache(pages.m, VM_AREA_STRUCT))
+        shrink_cache(dedicated_cache(pages.m, ANON_VMA))
     pages.busy -= 1

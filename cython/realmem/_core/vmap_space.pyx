@@ -198,8 +198,8 @@ cdef class VmapSpace:
         if rc != VMAP_OK:
             raise HostError(ENOMEM, "no 1 GiB of host address space for the vmalloc area; see "
                                     "ulimit -v")
-        self.base = self.space.mm.host_base
-        self.start = self.space.mm.user_start
+        self.base = self.space.mm.windows.host_base
+        self.start = self.space.mm.windows.user_start
         self.length = length
         self.mmu = mmu
         return 0

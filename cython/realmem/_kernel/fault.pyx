@@ -3,28 +3,36 @@
 # The fault: VMA, page-table walk, frame, entry, host mapping, all under mm.lock.
 #
 #   store -> SIGSEGV -> sigsegv.pyx -> handle_mm_fault_locked()
-#     no VMA, or not so           -> FAULT_MAPERR, FAULT_ACCERR
+#     no VMA                      -> a stack above may grow; else FAULT_MAPERR
+#     not so                      -> FAULT_ACCERR
+#     entry empty, of an object   -> its frame, found or made   do_shared_fault
 #     entry empty, read           -> the zero page, read-only
 #     entry empty, write          -> a zeroed frame             do_anonymous_page
 #     entry read-only, write      -> sole owner: opened as it is;
 #                                    else: copied, replaced     do_wp_page
+#     entry a guard marker        -> FAULT_MAPERR
 #     entry allows it             -> the host lost it: refilled
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
+from realmem._kernel.expand cimport expand_stack_locked
 from realmem._kernel.mm_types cimport (
-    FAULT_ACCERR, FAULT_HOST, FAULT_MAPERR, FAULT_OK, FAULT_OOM, FAULT_WRITE, HOST_NONE,
-    HOST_READ, HOST_WRITE, PTE_ACCESSED, PTE_DIRTY, PTE_NX, PTE_PRESENT, PTE_RW, PTE_SPECIAL,
-    PTE_USER, TASK_SIZE, VM_ACCESS, VM_EXEC, VM_WRITE, is_kernel_mm, mm_struct, mmu, pte_host,
-    pte_pfn, vma_slot,
+    FAULT_ACCERR, FAULT_HOST, FAULT_MAPERR, FAULT_OK, FAULT_OOM, FAULT_SIGBUS, FAULT_WRITE,
+    HOST_NONE, HOST_READ, HOST_WRITE, PTE_ACCESSED, PTE_DIRTY, PTE_NX, PTE_PRESENT,
+    PTE_PROTNONE, PTE_RW, PTE_SOFT_DIRTY, PTE_SPECIAL, PTE_USER, TASK_SIZE, VM_ACCESS, VM_EXEC,
+    VM_LOCKED, VM_SHARED, VM_WRITE, is_kernel_mm, linear_page_index, mm_struct, mmu, pte_host,
+    pte_pfn, pte_present, vm_area_struct, vma_slot,
 )
 from realmem._kernel.page_alloc cimport alloc_pages_node
-from realmem._kernel.page_free cimport free_pages
+from realmem._kernel.page_free cimport put_page
 from realmem._kernel.percpu cimport count_vm_event
 from realmem._kernel.pgtable cimport pte_alloc_locked, pte_offset_locked
+from realmem._kernel.rmap cimport anon_vma_prepare
+from realmem._kernel.shmem cimport shmem_get_page
 from realmem._kernel.tlb cimport tlb_fill_locked, tlb_install_locked
 from realmem._kernel.vmaindex cimport vma_find
-from realmem.compiler cimport SEQ_CST, VM_BUG_ON, atomic64_fetch_and, likely, load64, unlikely
+from realmem._kernel.zap cimport mlock_page, page_remove_rmap
+from realmem.compiler cimport SEQ_CST, atomic64_add_return, likely, load64, unlikely
 from realmem.types cimport (
     GFP_HIGHUSER_MOVABLE, GFP_ZERO, HOST_SPURIOUS, PAGE_SHIFT, PAGE_SIZE, PGFAULT, PGREUSE,
     PG_anon, PG_anon_exclusive, PG_swapbacked, PG_uptodate, machine, page, page_address,
@@ -38,22 +46,24 @@ cdef enum:
     ANON_FLAGS = 1 << PG_anon | 1 << PG_anon_exclusive | 1 << PG_swapbacked | 1 << PG_uptodate
 cdef enum:
     # page.counts as one word: refcount below, mapcount (mappings - 1) above.
-    ONE_REF = 1
     ONE_MAP = 0x100000000
     ONE_OWNER = 1               # refcount 1, mapcount 0
+    WRITTEN = PTE_RW | PTE_DIRTY | PTE_SOFT_DIRTY
 
 
 cdef int handle_mm_fault_locked(mm_struct* mm, uint64_t addr, int access,
                                 bint hardware) noexcept nogil:
-    cdef vma_slot* vma
+    cdef vma_slot* slot
+    cdef vm_area_struct* vma
     cdef uint64_t* pte
     cdef uint64_t entry
     cdef int rc
     if addr >= <uint64_t>TASK_SIZE:
         return vmalloc_fault(mm, addr, access) if is_kernel_mm(mm) else FAULT_MAPERR
-    vma = vma_find(&mm.vmas, addr)
-    if vma == NULL or addr < vma.start:
+    slot = vma_find(&mm.vmas, addr)
+    if slot == NULL or (addr < slot.start and expand_stack_locked(mm, slot, addr) != 0):
         return FAULT_MAPERR
+    vma = slot.vma
     if not access_ok(vma, access):
         return FAULT_ACCERR
     pte = pte_alloc_locked(mm, addr)
@@ -61,14 +71,24 @@ cdef int handle_mm_fault_locked(mm_struct* mm, uint64_t addr, int access,
         return FAULT_OOM
     entry = pte[0]
     if entry == 0:
-        rc = do_anonymous_page(mm, vma, addr, pte, access, hardware)
+        if vma.vm_object != NULL:
+            rc = do_shared_fault(mm, vma, addr, pte, access, hardware)
+        else:
+            rc = do_anonymous_page(mm, vma, addr, pte, access, hardware)
+    elif unlikely(not pte_present(entry)):
+        rc = FAULT_MAPERR                       # a guard region
     elif access == FAULT_WRITE and not entry & PTE_RW:
-        rc = do_wp_page(mm, addr, pte, hardware)
+        if vma.vm_flags & VM_SHARED:
+            rc = install(mm, addr, pte, entry | WRITTEN | PTE_ACCESSED,
+                         HOST_WRITE if hardware else HOST_NONE)
+        else:
+            rc = do_wp_page(mm, vma, addr, pte, hardware)
     else:
         return refill(mm, addr, pte, access, hardware)
+    # mm/memory.c:mm_account_fault(): what failed is no fault of the task's.
+    count_vm_event(mm.mmu.m, PGFAULT, rc != FAULT_OOM)
     if likely(rc == FAULT_OK or rc == FAULT_HOST):
         mm.core.owner.min_flt += 1
-        count_vm_event(mm.mmu.m, PGFAULT, 1)
     return rc
 
 
@@ -98,10 +118,10 @@ cdef int vmalloc_fault(mm_struct* mm, uint64_t addr, int access) noexcept nogil:
 
 
 # Mirrors: arch/x86/mm/fault.c:access_error(); PROT_WRITE or PROT_EXEC alone is readable.
-cdef inline bint access_ok(const vma_slot* vma, int access) noexcept nogil:
+cdef inline bint access_ok(const vm_area_struct* vma, int access) noexcept nogil:
     if access == FAULT_WRITE:
-        return vma.vma.vm_flags & VM_WRITE != 0
-    return vma.vma.vm_flags & VM_ACCESS != 0
+        return vma.vm_flags & VM_WRITE != 0
+    return vma.vm_flags & VM_ACCESS != 0
 
 
 # The entry allows the access already: another thread was faster, or it is a TLB miss.
@@ -110,7 +130,7 @@ cdef int refill(mm_struct* mm, uint64_t addr, uint64_t* pte, int access,
     cdef uint64_t entry = pte[0] | PTE_ACCESSED
     cdef unsigned int host = HOST_NONE
     if access == FAULT_WRITE:
-        entry |= PTE_DIRTY
+        entry |= PTE_DIRTY | PTE_SOFT_DIRTY
     if hardware:
         # An entry that was written before is opened for writing at once.
         host = HOST_WRITE if entry & PTE_RW and entry & PTE_DIRTY else HOST_READ
@@ -126,45 +146,65 @@ cdef inline int install(mm_struct* mm, uint64_t addr, uint64_t* pte, uint64_t en
     return FAULT_OK if tlb_install_locked(mm, addr, pte, entry, host) == 0 else FAULT_HOST
 
 
-cdef inline uint64_t make_entry(const vma_slot* vma, uint64_t pfn, bint write) noexcept nogil:
-    cdef uint64_t entry = (pfn << PAGE_SHIFT) | PTE_PRESENT | PTE_USER | PTE_ACCESSED
-    if write:
-        entry |= PTE_RW | PTE_DIRTY
-    if not vma.vma.vm_flags & VM_EXEC:
+# vma->vm_page_prot, without the right to write.
+cdef uint64_t make_entry(const vm_area_struct* vma, uint64_t pfn) noexcept nogil:
+    cdef uint64_t entry = (pfn << PAGE_SHIFT) | PTE_USER
+    if vma.vm_flags & VM_ACCESS:
+        entry |= PTE_PRESENT | PTE_ACCESSED
+    else:
+        entry |= PTE_PROTNONE
+    if not vma.vm_flags & VM_EXEC:
         entry |= <uint64_t>PTE_NX
     return entry
 
 
+# Which node a frame comes from: a raw fault takes it from that of the CPU that it happens on,
+# a software access from where the process is said to run.
+cdef inline int fault_node(const mm_struct* mm, bint hardware) noexcept nogil:
+    return -1 if hardware else mm.core.owner.nid
+
+
+# ---- private anonymous memory -----------------------------------------------
+
 # Mirrors: mm/memory.c:do_anonymous_page().
-cdef int do_anonymous_page(mm_struct* mm, const vma_slot* vma, uint64_t addr, uint64_t* pte,
+cdef int do_anonymous_page(mm_struct* mm, vm_area_struct* vma, uint64_t addr, uint64_t* pte,
                            int access, bint hardware) noexcept nogil:
     cdef page* p
     if access != FAULT_WRITE:
-        return install(mm, addr, pte, make_entry(vma, mm.mmu.zero_pfn, False) | PTE_SPECIAL,
+        return install(mm, addr, pte, make_entry(vma, mm.mmu.zero_pfn) | PTE_SPECIAL,
                        HOST_READ if hardware else HOST_NONE)
-    p = anon_page(mm, addr, GFP_HIGHUSER_MOVABLE | GFP_ZERO, hardware)
+    p = anon_page(mm, vma, addr, GFP_HIGHUSER_MOVABLE | GFP_ZERO, hardware)
     if p == NULL:
         return FAULT_OOM
-    mm.core.anon_rss += 1
-    return install(mm, addr, pte, make_entry(vma, page_to_pfn(mm.mmu.m, p), True),
+    return install(mm, addr, pte, make_entry(vma, page_to_pfn(mm.mmu.m, p)) | WRITTEN,
                    HOST_WRITE if hardware else HOST_NONE)
 
 
-# A frame for addr, mapped once, exclusive.  A raw fault takes it from the node of the CPU
-# that it happens on, a software access from where the process is said to run.
-cdef page* anon_page(mm_struct* mm, uint64_t addr, uint32_t gfp, bint hardware) noexcept nogil:
-    cdef page* p = alloc_pages_node(mm.mmu.m, -1 if hardware else mm.core.owner.nid, gfp, 0)
-    if likely(p != NULL):
-        p.index = addr >> PAGE_SHIFT
-        p.flags |= ANON_FLAGS
-        atomic64_add(&p.counts.word, ONE_MAP, SEQ_CST)
+# A frame for addr, mapped once, exclusive, counted.
+cdef page* anon_page(mm_struct* mm, vm_area_struct* vma, uint64_t addr, uint32_t gfp,
+                     bint hardware) noexcept nogil:
+    cdef page* p
+    if unlikely(vma.anon_vma == NULL) and anon_vma_prepare(mm, vma) != 0:
+        return NULL
+    p = alloc_pages_node(mm.mmu.m, fault_node(mm, hardware), gfp, 0)
+    if unlikely(p == NULL):
+        return NULL
+    p.index = linear_page_index(vma, addr)
+    p.mapping = vma.anon_vma
+    p.flags |= ANON_FLAGS
+    atomic64_add(&p.counts.word, ONE_MAP, SEQ_CST)
+    mm.core.anon_rss += 1
+    atomic64_add_return(&mm.mmu.nr_anon_mapped, 1, SEQ_CST)
+    if unlikely(vma.vm_flags & VM_LOCKED):
+        mlock_page(mm.mmu, p)
     return p
 
 
 # A store to a present, read-only entry of a writable VMA.  Every host mapping of the frame
 # is read-only (fork saw to that before it shared it), so that the copy cannot miss a store.
 # Mirrors: mm/memory.c:do_wp_page() => wp_page_reuse(), wp_page_copy().
-cdef int do_wp_page(mm_struct* mm, uint64_t addr, uint64_t* pte, bint hardware) noexcept nogil:
+cdef int do_wp_page(mm_struct* mm, vm_area_struct* vma, uint64_t addr, uint64_t* pte,
+                    bint hardware) noexcept nogil:
     cdef machine* m = mm.mmu.m
     cdef uint64_t entry = pte[0]
     cdef bint zero = entry & PTE_SPECIAL != 0
@@ -172,44 +212,90 @@ cdef int do_wp_page(mm_struct* mm, uint64_t addr, uint64_t* pte, bint hardware) 
     cdef page* new
     cdef unsigned int host = HOST_WRITE if hardware else HOST_NONE
     cdef int rc
-    if not zero and load64(&old.counts.word) == ONE_OWNER:
+    if not zero and old.flags & (1 << PG_anon) and load64(&old.counts.word) == ONE_OWNER:
         # The others dropped their references after their flushes, and nobody can take a new
         # one: sharing needs an entry that maps it, and the only one is under our lock.
         old.flags |= 1 << PG_anon_exclusive
         count_vm_event(m, PGREUSE, 1)
-        return install(mm, addr, pte, entry | PTE_RW | PTE_DIRTY | PTE_ACCESSED, host)
-    new = anon_page(mm, addr, GFP_HIGHUSER_MOVABLE | (GFP_ZERO if zero else 0), hardware)
+        return install(mm, addr, pte, entry | WRITTEN | PTE_ACCESSED, host)
+    new = anon_page(mm, vma, addr, GFP_HIGHUSER_MOVABLE | (GFP_ZERO if zero else 0), hardware)
     if new == NULL:
         return FAULT_OOM
     if not zero:
         memcpy(<void*>page_address(m, new), <void*>page_address(m, old), PAGE_SIZE)
-    entry = (page_to_pfn(m, new) << PAGE_SHIFT) | PTE_PRESENT | PTE_RW | PTE_USER | (
-        PTE_ACCESSED | PTE_DIRTY) | (entry & <uint64_t>PTE_NX)
-    rc = install(mm, addr, pte, entry, host)
-    if zero:
-        mm.core.anon_rss += 1
-    else:
-        page_remove_rmap(mm.mmu, old)
+    rc = install(mm, addr, pte, make_entry(vma, page_to_pfn(m, new)) | WRITTEN, host)
+    if not zero:
+        page_remove_rmap(mm, old)
     return rc
 
 
-# ---- counting mappings ------------------------------------------------------
+# ---- shared memory ----------------------------------------------------------
 
-cdef void page_dup_rmap(page* p) noexcept nogil:
-    atomic64_fetch_and(&p.flags, ~(<uint64_t>1 << PG_anon_exclusive), SEQ_CST)
-    atomic64_add(&p.counts.word, ONE_MAP + ONE_REF, SEQ_CST)
+# Mirrors: mm/memory.c:do_read_fault(), do_shared_fault().
+cdef int do_shared_fault(mm_struct* mm, vm_area_struct* vma, uint64_t addr, uint64_t* pte,
+                         int access, bint hardware) noexcept nogil:
+    cdef uint64_t entry
+    cdef unsigned int host = HOST_NONE
+    cdef int rc
+    cdef page* p
+    if access != FAULT_WRITE and mm.mmu.fault_around > PAGE_SIZE:
+        fault_around(mm, vma, addr, pte)
+        if pte[0] != 0:
+            return refill_new(mm, addr, pte, hardware)
+    p = shmem_get_page(vma.vm_object, linear_page_index(vma, addr), fault_node(mm, hardware),
+                       True, &rc)
+    if p == NULL:
+        return rc
+    map_shared(mm, vma, p)
+    # Nothing is written back: what may be written is writable from the first access on.
+    entry = make_entry(vma, page_to_pfn(mm.mmu.m, p)) | (
+        PTE_RW if vma.vm_flags & VM_WRITE else 0)
+    if access == FAULT_WRITE:
+        entry |= WRITTEN
+    if hardware:
+        host = HOST_WRITE if access == FAULT_WRITE else HOST_READ
+    return install(mm, addr, pte, entry, host)
 
 
-cdef void page_remove_rmap(mmu* u, page* p) noexcept nogil:
+cdef inline int refill_new(mm_struct* mm, uint64_t addr, uint64_t* pte,
+                           bint hardware) noexcept nogil:
+    return install(mm, addr, pte, pte[0] | PTE_ACCESSED, HOST_READ) if hardware else FAULT_OK
+
+
+# The reference that the lookup took becomes the mapping's.
+cdef inline void map_shared(mm_struct* mm, const vm_area_struct* vma, page* p) noexcept nogil:
     cdef page_counts now
-    now.word = atomic64_add(&p.counts.word, -<uint64_t>ONE_MAP, SEQ_CST)
-    VM_BUG_ON(now.c.mapcount < -1, "a frame lost a mapping that it did not have")
-    if now.c.mapcount == -1:
-        atomic64_fetch_and(&p.flags, ~<uint64_t>ANON_FLAGS, SEQ_CST)
-    free_pages(u.m, p, 0)
+    now.word = atomic64_add(&p.counts.word, ONE_MAP, SEQ_CST)
+    if now.c.mapcount == 0:
+        atomic64_add_return(&mm.mmu.nr_file_mapped, 1, SEQ_CST)
+    mm.core.shmem_rss += 1
+    if unlikely(vma.vm_flags & VM_LOCKED):
+        mlock_page(mm.mmu, p)
 
 
-cdef int64_t page_mapcount(const page* p) noexcept nogil:
-    cdef page_counts now
-    now.word = load64(<uint64_t*>&p.counts.word)
-    return <int64_t>now.c.mapcount + 1
+# Map what the object has of the neighbourhood, within the VMA and the page table, too.
+# Mirrors: mm/memory.c:do_fault_around().
+cdef void fault_around(mm_struct* mm, vm_area_struct* vma, uint64_t addr,
+                       uint64_t* pte) noexcept nogil:
+    cdef int64_t nr = <int64_t>(mm.mmu.fault_around >> PAGE_SHIFT)
+    cdef int64_t at = <int64_t>((addr >> PAGE_SHIFT) & 511)
+    cdef int64_t into = <int64_t>((addr - vma.vm_start) >> PAGE_SHIFT)
+    cdef int64_t pages = <int64_t>((vma.vm_end - vma.vm_start) >> PAGE_SHIFT)
+    cdef int64_t first = max(at & -nr, at - min(at, into))
+    cdef int64_t end = min(min(first + nr, <int64_t>512), at + pages - into)
+    cdef uint64_t base = (addr & ~<uint64_t>(PAGE_SIZE - 1)) - (<uint64_t>at << PAGE_SHIFT)
+    cdef uint64_t where, entry
+    cdef page* p
+    cdef int rc
+    cdef int64_t i
+    for i in range(first, end):
+        if pte[i - at] != 0:
+            continue
+        where = base + (<uint64_t>i << PAGE_SHIFT)
+        p = shmem_get_page(vma.vm_object, linear_page_index(vma, where), -1, False, &rc)
+        if p == NULL:
+            continue
+        map_shared(mm, vma, p)
+        entry = make_entry(vma, page_to_pfn(mm.mmu.m, p)) & ~<uint64_t>PTE_ACCESSED
+        tlb_install_locked(mm, where, pte + (i - at),
+                           entry | (PTE_RW if vma.vm_flags & VM_WRITE else 0), HOST_NONE)

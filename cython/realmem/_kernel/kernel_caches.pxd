@@ -11,9 +11,11 @@ cdef enum:
     MM_STRUCT = 1
     VM_AREA_STRUCT = 2
     VMAP_AREA = 3
-    ANON_VMA = 4                # empty until there is a reverse map
-    ANON_VMA_CHAIN = 5
-    NR_DEDICATED = 6            # slab_types.pxd has the array
+    ANON_VMA = 4
+    ANON_VMA_CHAIN = 5          # empty: relatives share an anon_vma (rmap.pyx)
+    SHMEM_INODE = 6
+    RADIX_TREE_NODE = 7
+    NR_DEDICATED = 8            # slab_types.pxd has the array
 
 # An object of one of them; NULL without memory.
 # Context: signal-safe; callers may hold an mm.lock.

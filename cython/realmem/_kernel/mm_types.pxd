@@ -29,7 +29,9 @@ cdef enum:
     PTE_DIRTY = 0x040
     PTE_PSE = 0x080
     PTE_GLOBAL = 0x100
+    PTE_PROTNONE = 0x100        # with PTE_PRESENT clear: a frame that nothing may touch
     PTE_SPECIAL = 0x200         # software: the zero page, or a vmap()ed frame; not counted
+    PTE_SOFT_DIRTY = 0x800      # software: stored to since /proc/PID/clear_refs said so
     PTE_TABLE = 0x067           # present, RW, user, accessed, dirty: an entry to a table
     PTE_KERNEL_TABLE = 0x063
     PTE_HOST_SHIFT = 52         # software, two bits: what the host has mapped here, HOST_*
@@ -45,6 +47,12 @@ cdef enum:
     HOST_READ = 2               # this frame, PROT_READ
     HOST_WRITE = 3              # this frame, PROT_READ | PROT_WRITE
 
+# Entries that map nothing: a type above PTE_TYPE_SHIFT, as Linux's swap entries have one.
+cdef enum:
+    PTE_TYPE_SHIFT = 59
+cdef extern from *:
+    const uint64_t PTE_GUARD "0xF800000000000000ULL"     # a guard region's marker
+
 # vm_flags, Linux's values (include/linux/mm.h).
 cdef enum:
     VM_READ = 0x1
@@ -52,6 +60,15 @@ cdef enum:
     VM_EXEC = 0x4
     VM_SHARED = 0x8
     VM_ACCESS = 0x7
+    VM_GROWSDOWN = 0x100
+    VM_LOCKED = 0x2000
+    VM_DONTCOPY = 0x20000
+    VM_LOCKONFAULT = 0x80000
+    VM_ACCOUNT = 0x100000
+    VM_NORESERVE = 0x200000
+    VM_WIPEONFORK = 0x2000000
+    VM_SOFTDIRTY = 0x8000000
+    VM_LOCKED_MASK = 0x82000
 
 # What an access wants.
 cdef enum:
@@ -66,14 +83,30 @@ cdef enum:
     FAULT_ACCERR = 2            # SEGV_ACCERR
     FAULT_OOM = 3
     FAULT_HOST = 4              # the host refuses the mapping
+    FAULT_SIGBUS = 5            # past the end of what is mapped
+
+# VMAs by the pages of what they map, so that those of one page are found: an augmented treap.
+# Guarded by mmu.rmap_lock.
+cdef struct rmap_node:
+    vm_area_struct* left
+    vm_area_struct* right
+    uint64_t last               # page in this subtree that is mapped highest
+    uint64_t priority
 
 # One VMA.  Guarded by its mm.lock.
 cdef struct vm_area_struct:
     uint64_t vm_start
     uint64_t vm_end
     uint64_t vm_flags           # VM_*
+    uint64_t vm_pgoff           # of vm_start, in pages of its object or, private, as Linux counts
     mm_struct* vm_mm
-    vm_area_struct* vm_next     # on its way in; the free pointer stands here too
+    vm_area_struct* vm_next     # on its way in or out; the free pointer stands here too
+    shmem* vm_object            # what is mapped; NULL: private anonymous memory
+    anon_vma* anon_vma          # NULL until its first anonymous page
+    uint64_t anon_id            # Linux's vma->anon_vma as an identity: merges ask for it
+    int32_t forked              # it came with a fork (its anon_vma_chain is not singular)
+    int32_t policy
+    rmap_node rmap
 
 # One published VMA: where it lies, so that a search stays in one array.
 cdef struct vma_slot:
@@ -81,11 +114,51 @@ cdef struct vma_slot:
     uint64_t end
     vm_area_struct* vma
 
-# The published VMAs of an address space, sorted by start, in a reservation of its own.
+# The published VMAs of an address space by address: chunks of slots, and a directory of them.
+# A change moves slots of one chunk or two.
+cdef enum:
+    CHUNK_SLOTS = 128
+cdef struct vma_chunk:
+    vma_slot slots[128]         # CHUNK_SLOTS
+cdef struct vma_dir:
+    uint64_t start              # of the first slot
+    vma_chunk* chunk
+    int64_t count               # slots in use; never 0
 cdef struct vma_index:
-    vma_slot* slots
-    int64_t count
-    int64_t capacity
+    vma_dir* dir
+    vma_chunk* chunks           # a reservation, touched as used
+    vma_chunk* spare            # emptied ones, linked through their first words
+    int64_t nr_dir
+    int64_t nr_taken            # chunks that were ever in use
+    int64_t count               # VMAs
+
+# A place in it.
+cdef struct vma_cursor:
+    vma_index* index
+    int64_t dir
+    int64_t slot
+
+# Shared anonymous memory: its frames by page.  Alive while VMAs or Python refer to it.
+# (Linux: a shmem inode, its address_space.)
+cdef struct shmem:
+    mutex lock                  # below every mm.lock; guards pages and nr_pages
+    int32_t refcount            # atomic
+    uint64_t size               # pages; what lies behind it is SIGBUS
+    uint64_t charged            # pages of vm_committed_as; grows page by page with noreserve
+    int32_t noreserve
+    uint64_t nr_pages           # frames
+    radix_node* root
+    uint64_t id                 # "inode number"
+    mmu* mmu
+    vm_area_struct* i_mmap      # root of the treap of VMAs that map it
+
+cdef enum:
+    RADIX_SHIFT = 6
+    RADIX_SLOTS = 64
+cdef struct radix_node:
+    void* slots[64]             # RADIX_SLOTS
+    int32_t count
+    int32_t shift               # bits of the index below this level
 
 # A range of vmalloc addresses: in use, free, or freed and not yet to be used again.
 # (Linux: struct vmap_area and struct vm_struct.)  All are guarded by vmap_space.mm.lock.
@@ -136,6 +209,25 @@ cdef struct mmu:
     int64_t nr_kernel_tables    # frames behind the kernel half, its PGD included
     int64_t vma_budget          # host VMAs that windows may take
     vmap_space* vmap            # the vmalloc area; NULL until it is first used
+    mutex rmap_lock             # all reverse maps; below mm.lock and shmem.lock
+    uint64_t next_anon_id
+    uint64_t next_object_id
+    int64_t nr_shmem            # frames of shared anonymous memory
+    int64_t nr_shmem_objects
+    int64_t nr_anon_mapped      # frames
+    int64_t nr_file_mapped
+    int64_t nr_mlock            # frames
+    # Overcommit (mm/util.c:__vm_enough_memory()).
+    int64_t committed           # pages promised; atomic
+    int64_t total_pages         # memory and swap: no single request may pass it in mode 0
+    int64_t commit_limit        # pages, mode 2
+    int64_t admin_reserve       # pages
+    int64_t user_reserve        # pages
+    int32_t overcommit          # vm.overcommit_memory
+    int64_t stack_guard_gap     # bytes
+    uint64_t mmap_min_addr
+    # Fault-around, bytes: a power of two of pages (debugfs fault_around_bytes).
+    uint64_t fault_around
 
 cdef enum: NR_SCRATCH = 64
 cdef enum:
@@ -152,21 +244,39 @@ cdef struct task_struct:
     int64_t maj_flt
 
 # What an address space has while it lives.  Guarded by mm.lock.
+cdef enum:
+    RLIM_AS = 0
+    RLIM_DATA = 1
+    RLIM_STACK = 2
+    RLIM_MEMLOCK = 3
+    NR_RLIMITS = 4
 cdef struct mm_core:
     uint64_t pgd_pfn
     int64_t nr_ptes             # page-table pages below the PGD
     int64_t anon_rss            # pages
+    int64_t shmem_rss
+    int64_t hiwater_rss
+    int64_t total_vm            # pages of all VMAs; then of some (mm/mmap.c:vm_stat_account())
+    int64_t data_vm
+    int64_t exec_vm
+    int64_t stack_vm
+    int64_t locked_vm
+    int64_t hiwater_vm
+    int64_t accounted           # pages of VM_ACCOUNT
+    uint64_t rlimits[4]         # NR_RLIMITS, bytes
+    int32_t may_lock            # CAP_IPC_LOCK
+    int32_t may_reserve         # CAP_SYS_ADMIN
+    uint64_t* reserve           # tables set aside for a change that must not fail
     task_struct* owner          # NULL for the vmalloc area's
 
-# The root of a reverse map (include/linux/rmap.h), of a VMA's pages and their copies.
+# The root of a reverse map (include/linux/rmap.h): of the VMAs that may have copies of one
+# anonymous page.  Linux keeps a tree of these, one a process; here relatives share one.
+# Guarded by mmu.rmap_lock.
 cdef struct anon_vma:
-    anon_vma* root
-    mutex lock                  # of the root: guards the tree
-    int32_t refcount
-    uint64_t num_children
-    uint64_t num_active_vmas
-    anon_vma* parent
-    void* rb_root               # anon_vma_chain, by the VMAs' first pages
+    vm_area_struct* root        # treap; NULL once the last VMA left
+    int64_t nr_vmas
+    anon_vma* next              # of those that may go
+    int32_t queued              # it is one of them
 
 # That a VMA may have pages of an anon_vma.
 cdef struct anon_vma_chain:
@@ -177,27 +287,35 @@ cdef struct anon_vma_chain:
     void* rb_right
     uint64_t rb_subtree_last
 
-# An address space and its window.  Type-stable: a block is reused, never unmapped, so that
+# Host addresses that stand for a range of an address space.  Both are 1 GiB aligned.
+cdef struct window:
+    uint64_t host_base          # host address of user_start
+    uint64_t length
+    uint64_t user_start
+
+# An address space and its windows.  Type-stable: a block is reused, never unmapped, so that
 # the handler may follow a pointer to one that just died, lock it and look again.  All that may
 # go with the process lives in its machine's slabs: `core`, and the VMAs.
 cdef struct mm_struct:
-    mutex lock                  # sleeps; guards everything below but the window's place
+    mutex lock                  # sleeps; guards everything below but the windows' places
     int32_t state               # MM_*
     uint64_t id                 # never reused; ascending order is the lock order
     int32_t pid
     mmu* mmu                    # NULL once dead
     mm_core* core               # NULL once dead
     vma_index vmas
-    int64_t host_edges          # host VMAs of the window - 1, by the PTEs' host bits
+    uint64_t generation         # raised by what a fault changes about VMAs
+    int32_t grown               # a stack grew since Python looked
+    int64_t host_edges          # host VMAs of the windows - nr_windows, by the PTEs' host bits
     uint64_t flush_hand         # where the budget's next flush starts
     int64_t nr_scratch
     int64_t scratch_hand
     uint64_t scratch[64]        # user page addresses where a scratch page stands, 0: free
-    # The window.  Written at birth and by the reaper, with the GIL held and mm.lock.
-    uint64_t host_base          # host address of user_start; 1 GiB aligned
-    uint64_t length             # multiple of 1 GiB
-    uint64_t user_start
-    int32_t exports             # live buffers; guarded by the GIL
+    # The first one holds what is not asked for elsewhere.  Written when made and by the
+    # reaper, with the GIL held and mm.lock.
+    window* windows
+    int32_t nr_windows
+    int32_t exports             # live buffers over any of them; guarded by the GIL
     mm_struct* pool_next        # free blocks; guarded by the pool's lock
     mm_struct* all_next         # every block ever made; written once
 
@@ -228,12 +346,41 @@ cdef inline unsigned int pte_host(uint64_t pte) noexcept nogil:
 cdef inline uint64_t pte_with_host(uint64_t pte, unsigned int host) noexcept nogil:
     return (pte & ~<uint64_t>PTE_HOST_MASK) | (<uint64_t>host << PTE_HOST_SHIFT)
 
+# What an entry maps: a frame that can be touched, or not (PROT_NONE).
+cdef inline bint pte_present(uint64_t pte) noexcept nogil:
+    return pte & (PTE_PRESENT | PTE_PROTNONE) != 0
+
+# The window that holds addr; there is one for every VMA.
+cdef inline window* window_of(const mm_struct* mm, uint64_t addr) noexcept nogil:
+    cdef window* w = mm.windows
+    cdef window* end = w + mm.nr_windows
+    while w != end:
+        if addr - w.user_start < w.length:
+            return w
+        w += 1
+    return NULL
+
 cdef inline uint64_t host_address(const mm_struct* mm, uint64_t addr) noexcept nogil:
-    return mm.host_base + (addr - mm.user_start)
+    cdef window* w = window_of(mm, addr)
+    return w.host_base + (addr - w.user_start)
 
 # Whether it is the vmalloc area's, which no process has.
 cdef inline bint is_kernel_mm(const mm_struct* mm) noexcept nogil:
-    return mm.user_start > <uint64_t>TASK_SIZE
+    return mm.windows.user_start > <uint64_t>TASK_SIZE
 
-cdef inline bint in_window(const mm_struct* mm, uint64_t addr) noexcept nogil:
-    return addr - mm.user_start < mm.length
+# What its page tables stand for: [mm_low, mm_high).
+cdef inline uint64_t mm_low(const mm_struct* mm) noexcept nogil:
+    return mm.windows.user_start if is_kernel_mm(mm) else 0
+
+cdef inline uint64_t mm_high(const mm_struct* mm) noexcept nogil:
+    return mm.windows.user_start + mm.windows.length if is_kernel_mm(mm) else <uint64_t>TASK_SIZE
+
+# The page of its object, or of private memory, that an address in a VMA stands for.
+cdef inline uint64_t linear_page_index(const vm_area_struct* vma, uint64_t addr) noexcept nogil:
+    return vma.vm_pgoff + ((addr - vma.vm_start) >> 12)
+
+# Before its resident pages become fewer.  Mirrors: update_hiwater_rss().
+cdef inline void update_hiwater_rss(mm_struct* mm) noexcept nogil:
+    cdef int64_t now = mm.core.anon_rss + mm.core.shmem_rss
+    if now > mm.core.hiwater_rss:
+        mm.core.hiwater_rss = now

@@ -1,16 +1,8 @@
-# Changes of a whole address space: unmap, fork, exit, and the software accesses.
+# What concerns a whole address space: fork, exit; and the software accesses.
 # Each is one nogil section under mm.lock.  Signal-safe, though only Python calls them.
 from libc.stdint cimport int64_t, uint64_t
 
-from realmem._kernel.mm_types cimport mm_struct, vm_area_struct
-
-# Publish a change of the VMAs; with `start` < `end`, what was mapped there is zapped in the
-# same section: slots first, then the host's mappings, then entries, then frames.
-# Mirrors: mm/vma.c:vms_complete_munmap_vmas() => unmap_region().
-# Returns: 0; -ESRCH when the address space is no longer `id`; -ENOMEM.
-cdef int mm_splice(mm_struct* mm, uint64_t id, int64_t at, int64_t removed,
-                   const vm_area_struct* vmas, int64_t added, uint64_t start,
-                   uint64_t end) noexcept nogil
+from realmem._kernel.mm_types cimport mm_struct, shmem
 
 # Share parent's pages with child, write-protected in both; child is new and empty.
 # Mirrors: kernel/fork.c:dup_mmap() => mm/memory.c:copy_page_range().
@@ -38,13 +30,30 @@ cdef int mm_flush(mm_struct* mm, uint64_t id, uint64_t start, uint64_t end) noex
 # Take the scratch pages away.
 cdef int mm_flush_scratch(mm_struct* mm, uint64_t id) noexcept nogil
 
-# The addresses from addr_ref[0] on whose entries map pfn, `n` of them at most; addr_ref[0]
-# moves past what was searched.
-# Returns: how many; 0 for an address space that is gone.
-cdef int64_t mm_find_pfn(mm_struct* mm, uint64_t id, uint64_t pfn, uint64_t* addr_ref,
-                         uint64_t* found, int64_t n) noexcept nogil
+# Whether the entry of addr maps a frame.
+cdef bint mm_maps(mm_struct* mm, uint64_t id, uint64_t addr, uint64_t pfn) noexcept nogil
 
 # The page-table walk of addr: physical addresses of entries, and the entries; four at most.
 # Returns: how many, from the PGD down; or -ESRCH.
 cdef int mm_walk(mm_struct* mm, uint64_t id, uint64_t addr, uint64_t* address_ret,
                  uint64_t* entry_ret) noexcept nogil
+
+# What a merge asks of the VMA that begins at start: its anon_vma's id, 0 for none, and whether
+# that came with a fork.
+cdef void mm_vma_info(mm_struct* mm, uint64_t id, uint64_t start, uint64_t* anon_id_ret,
+                      bint* forked_ret) noexcept nogil
+
+# The stacks from addr_ref[0] on, n of them at most: their ends and starts; addr_ref[0] moves on.
+# Returns: how many.
+cdef int64_t mm_stacks(mm_struct* mm, uint64_t id, uint64_t* addr_ref, uint64_t* ends_ret,
+                       uint64_t* starts_ret, int64_t n) noexcept nogil
+# Python has taken in how stacks had grown by that generation.
+cdef void mm_growth_seen(mm_struct* mm, uint64_t id, uint64_t generation) noexcept nogil
+
+# The object that [start, end) of one VMA maps, with a reference, and which of its pages; NULL:
+# none.
+cdef shmem* mm_object_get(mm_struct* mm, uint64_t id, uint64_t start, uint64_t end,
+                          uint64_t* first_ret, uint64_t* last_ret) noexcept nogil
+
+# No VMA is new any more: VM_SOFTDIRTY goes.
+cdef void mm_clear_soft_dirty(mm_struct* mm, uint64_t id) noexcept nogil

@@ -5,23 +5,33 @@ from libc.errno cimport ENOMEM, ESRCH
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy
 
-from realmem._kernel.fault cimport handle_mm_fault_locked, page_dup_rmap, page_remove_rmap
+from realmem._kernel.account cimport vm_stat_account
+from realmem._kernel.fault cimport handle_mm_fault_locked
 from realmem._kernel.host_calls cimport mutex_lock, mutex_unlock
 from realmem._kernel.mm_types cimport (
-    FAULT_OK, FAULT_READ, FAULT_WRITE, HOST_NONE, MM_DEAD, MM_LIVE, PMD_SHIFT, PTE_PRESENT,
-    PTE_RW, PTE_SPECIAL, TASK_SIZE, VM_SHARED, mm_struct, pte_pfn, pte_with_host,
-    vm_area_struct, vma_slot,
+    FAULT_OK, FAULT_READ, FAULT_WRITE, HOST_NONE, HOST_READ, MM_DEAD, MM_LIVE, NR_RLIMITS,
+    PMD_SHIFT, PTE_ACCESSED, PTE_DIRTY, PTE_PRESENT, PTE_RW, PTE_SOFT_DIRTY, PTE_SPECIAL,
+    TASK_SIZE, VM_DONTCOPY, VM_LOCKED_MASK,
+    VM_GROWSDOWN, VM_SOFTDIRTY, VM_WIPEONFORK, anon_vma, linear_page_index, mm_struct, mmu,
+    pte_pfn, pte_present, pte_with_host, shmem, vm_area_struct, vma_cursor, vma_slot,
 )
 from realmem._kernel.pgtable cimport (
-    clear_pte_locked, free_pgtables_locked, next_table_locked, pgd_free, pte_alloc_locked,
-    pte_offset_locked, table_of, walk_step,
+    free_pgtables_locked, next_table_locked, pgd_free, pte_alloc_locked, pte_offset_locked,
+    table_of, walk_step,
 )
 from realmem._kernel.quicklist cimport quicklist_trim
+from realmem._kernel.rmap cimport anon_vma_fork, anon_vma_free, rmap_link, rmap_unlink
+from realmem._kernel.shmem cimport shmem_get, shmem_put, vm_enough_memory
 from realmem._kernel.tlb cimport (
-    scratch_flush_locked, tlb_flush_locked, tlb_flush_window_locked, tlb_wrprotect_locked,
+    scratch_flush_locked, tlb_flush_locked, tlb_flush_window_locked, tlb_protect_locked,
 )
-from realmem._kernel.vmaindex cimport vma_dup_locked, vma_remove_all_locked, vma_splice_locked
+from realmem._kernel.vmaindex cimport (
+    vm_area_alloc, vm_area_free_list, vma_at, vma_find, vma_first, vma_index_clear, vma_insert,
+    vma_next,
+)
 from realmem._kernel.window cimport mm_core_put
+from realmem._kernel.zap cimport page_dup_rmap, zap_range_locked
+from realmem.compiler cimport SEQ_CST, atomic64_add_return
 from realmem.types cimport PAGE_SHIFT, PAGE_SIZE, pfn_address, pfn_to_page
 
 cdef enum:
@@ -38,75 +48,88 @@ cdef inline bint lock_live(mm_struct* mm, uint64_t id) noexcept nogil:
     return False
 
 
-# ---- unmap ------------------------------------------------------------------
-
-cdef int mm_splice(mm_struct* mm, uint64_t id, int64_t at, int64_t removed,
-                   const vm_area_struct* vmas, int64_t added, uint64_t start,
-                   uint64_t end) noexcept nogil:
-    cdef int rc
-    if not lock_live(mm, id):
-        return -ESRCH
-    rc = vma_splice_locked(mm, at, removed, vmas, added)
-    if rc == 0 and start < end:
-        tlb_flush_locked(mm, start, end)
-        zap_range_locked(mm, start, end)
-        free_pgtables_locked(mm, start, end)
-        # Compare mm/mmu_gather.c:tlb_finish_mmu() => check_pgt_cache() of those days.
-        quicklist_trim(mm.mmu.m, PGT_CACHE_MIN, PGT_CACHE_STEP)
-    mutex_unlock(&mm.lock)
-    return rc
-
-
-# Clear entries and give their frames up.
-# Preconditions: nothing of [start, end) is mapped by the host.
-cdef void zap_range_locked(mm_struct* mm, uint64_t start, uint64_t end) noexcept nogil:
-    cdef uint64_t addr = start
-    cdef uint64_t entry
-    cdef uint64_t* table
-    cdef uint64_t* pte
-    while True:
-        table = next_table_locked(mm, &addr, end)
-        if table == NULL:
-            return
-        while addr < end:
-            pte = table + ((addr >> PAGE_SHIFT) & 511)
-            entry = pte[0]
-            if entry != 0:
-                clear_pte_locked(mm, pte)
-                if not entry & PTE_SPECIAL:
-                    mm.core.anon_rss -= 1
-                    page_remove_rmap(mm.mmu, pfn_to_page(mm.mmu.m, pte_pfn(entry)))
-            addr += PAGE_SIZE
-            if addr & ((1 << PMD_SHIFT) - 1) == 0:
-                break
-
-
 # ---- fork -------------------------------------------------------------------
 
 cdef int mm_fork(mm_struct* parent, uint64_t parent_id, mm_struct* child) noexcept nogil:
     cdef int rc
-    cdef int64_t i
-    cdef vma_slot* vma
+    cdef vma_cursor cursor
+    cdef vma_slot* slot
     if not lock_live(parent, parent_id):
         return -ESRCH
     mutex_lock(&child.lock)         # the younger of the two: ascending ids
-    rc = vma_dup_locked(child, parent)
+    rc = dup_vmas(parent, child)
     if rc == 0:
-        # Invariant 6: no store can reach a frame through the window once this returned, and
+        # Invariant 6: no store can reach a frame through a window once this returned, and
         # none can open it again while we hold the lock.
-        tlb_wrprotect_locked(parent, parent.user_start, parent.user_start + parent.length)
-    for i in range(parent.vmas.count):
-        vma = parent.vmas.slots + i
-        if rc == 0:
-            rc = copy_page_range(parent, child, vma)
+        slot = vma_first(&parent.vmas, 0, &cursor)
+        while slot != NULL:
+            if needs_copy(slot.vma):
+                tlb_protect_locked(parent, slot.start, slot.end, HOST_READ)
+            slot = vma_next(&cursor)
+        slot = vma_first(&parent.vmas, 0, &cursor)
+        while slot != NULL and rc == 0:
+            if needs_copy(slot.vma):
+                rc = copy_page_range(parent, child, slot)
+            slot = vma_next(&cursor)
     mutex_unlock(&child.lock)
     mutex_unlock(&parent.lock)
     return rc
 
 
+# Where there is no anonymous page, faults bring the child what it needs.
+# Mirrors: mm/memory.c:vma_needs_copy().
+cdef inline bint needs_copy(const vm_area_struct* vma) noexcept nogil:
+    return vma.anon_vma != NULL and not vma.vm_flags & (VM_DONTCOPY | VM_WIPEONFORK)
+
+
+# Mirrors: kernel/fork.c:dup_mmap().
+cdef int dup_vmas(mm_struct* parent, mm_struct* child) noexcept nogil:
+    cdef mmu* u = parent.mmu
+    cdef vm_area_struct* list = vm_area_alloc(u.m, parent.vmas.count)
+    cdef vm_area_struct* vma
+    cdef vm_area_struct* of
+    cdef vma_cursor cursor
+    cdef vma_slot* slot = vma_first(&parent.vmas, 0, &cursor)
+    cdef int i
+    if list == NULL and parent.vmas.count > 0:
+        return -ENOMEM
+    for i in range(NR_RLIMITS):
+        child.core.rlimits[i] = parent.core.rlimits[i]
+    child.core.may_lock = parent.core.may_lock
+    child.core.may_reserve = parent.core.may_reserve
+    while slot != NULL:
+        of = slot.vma
+        slot = vma_next(&cursor)
+        if of.vm_flags & VM_DONTCOPY:
+            continue
+        vma = list
+        list = vma.vm_next
+        vma.vm_next = NULL
+        vma.vm_start = of.vm_start
+        vma.vm_end = of.vm_end
+        vma.vm_flags = of.vm_flags & ~<uint64_t>VM_LOCKED_MASK
+        vma.vm_pgoff = of.vm_pgoff
+        vma.policy = of.policy
+        vma.vm_mm = child
+        if of.vm_object != NULL:
+            shmem_get(of.vm_object)
+            vma.vm_object = of.vm_object
+        elif needs_copy(of):
+            anon_vma_fork(u, vma, of)
+        vma_insert(&child.vmas, vma)
+        rmap_link(u, vma)
+        vm_stat_account(child.core, vma.vm_flags,
+                        <int64_t>((vma.vm_end - vma.vm_start) >> PAGE_SHIFT))
+    vm_area_free_list(u.m, list)
+    i = vm_enough_memory(u, child.core.accounted, child.core.may_reserve, child.core.total_vm)
+    if i != 0:
+        child.core.accounted = 0        # what its end gives back
+    return i
+
+
 cdef int copy_page_range(mm_struct* parent, mm_struct* child,
-                         const vma_slot* vma) noexcept nogil:
-    cdef uint64_t addr = vma.start
+                         const vma_slot* slot) noexcept nogil:
+    cdef uint64_t addr = slot.start
     cdef uint64_t entry
     cdef uint64_t* table
     cdef uint64_t* pte
@@ -114,12 +137,12 @@ cdef int copy_page_range(mm_struct* parent, mm_struct* child,
     cdef uint64_t* child_table
     cdef uint64_t used
     while True:
-        table = next_table_locked(parent, &addr, vma.end)
+        table = next_table_locked(parent, &addr, slot.end)
         if table == NULL:
             return 0
         child_table = NULL
         used = 0
-        while addr < vma.end:
+        while addr < slot.end:
             pte = table + ((addr >> PAGE_SHIFT) & 511)
             entry = pte[0]
             if entry != 0:
@@ -128,13 +151,14 @@ cdef int copy_page_range(mm_struct* parent, mm_struct* child,
                     if child_pte == NULL:
                         return -ENOMEM
                     child_table = child_pte - ((addr >> PAGE_SHIFT) & 511)
-                if not vma.vma.vm_flags & VM_SHARED:
+                if pte_present(entry):
                     entry &= ~<uint64_t>PTE_RW
                     pte[0] = entry
-                if not entry & PTE_SPECIAL:
-                    page_dup_rmap(pfn_to_page(parent.mmu.m, pte_pfn(entry)))
-                    child.core.anon_rss += 1
-                child_table[(addr >> PAGE_SHIFT) & 511] = pte_with_host(entry, HOST_NONE)
+                    if not entry & PTE_SPECIAL:
+                        page_dup_rmap(pfn_to_page(parent.mmu.m, pte_pfn(entry)))
+                        child.core.anon_rss += 1
+                    entry = pte_with_host(entry, HOST_NONE)
+                child_table[(addr >> PAGE_SHIFT) & 511] = entry
                 used += 1
             addr += PAGE_SIZE
             if addr & ((1 << PMD_SHIFT) - 1) == 0:
@@ -148,10 +172,11 @@ cdef int copy_page_range(mm_struct* parent, mm_struct* child,
 cdef int mm_exit(mm_struct* mm, uint64_t id) noexcept nogil:
     if not lock_live_or_stillborn(mm, id):
         return -ESRCH
-    vma_remove_all_locked(mm)
     tlb_flush_window_locked(mm)
-    zap_range_locked(mm, 0, <uint64_t>TASK_SIZE)
+    zap_range_locked(mm, 0, <uint64_t>TASK_SIZE, NULL, True)
     free_pgtables_locked(mm, 0, <uint64_t>TASK_SIZE)
+    remove_vmas(mm)
+    atomic64_add_return(&mm.mmu.committed, -mm.core.accounted, SEQ_CST)
     pgd_free(mm)
     mm_core_put(mm)
     quicklist_trim(mm.mmu.m, PGT_CACHE_MIN, PGT_CACHE_STEP)
@@ -159,6 +184,23 @@ cdef int mm_exit(mm_struct* mm, uint64_t id) noexcept nogil:
     mm.mmu = NULL
     mutex_unlock(&mm.lock)
     return 0
+
+
+cdef void remove_vmas(mm_struct* mm) noexcept nogil:
+    cdef vm_area_struct* gone = NULL
+    cdef anon_vma* dead = NULL
+    cdef vma_cursor cursor
+    cdef vma_slot* slot = vma_first(&mm.vmas, 0, &cursor)
+    while slot != NULL:
+        rmap_unlink(mm.mmu, slot.vma, &dead)
+        if slot.vma.vm_object != NULL:
+            shmem_put(slot.vma.vm_object)
+        slot.vma.vm_next = gone
+        gone = slot.vma
+        slot = vma_next(&cursor)
+    vma_index_clear(&mm.vmas)
+    vm_area_free_list(mm.mmu.m, gone)
+    anon_vma_free(mm.mmu, dead)
 
 
 # An address space that got no window has its PGD all the same.
@@ -200,7 +242,9 @@ cdef int mm_access(mm_struct* mm, uint64_t id, uint64_t addr, void* buffer, uint
 # The entry of addr once it allows the access.
 cdef inline int soft_pte(mm_struct* mm, uint64_t addr, bint write,
                          uint64_t** pte_ret) noexcept nogil:
-    cdef uint64_t need = PTE_PRESENT | (PTE_RW if write else 0)
+    # A store to a clean entry goes by the fault, which notes it.
+    cdef uint64_t need = PTE_PRESENT | PTE_ACCESSED | (
+        PTE_RW | PTE_DIRTY | PTE_SOFT_DIRTY if write else 0)
     cdef uint64_t* pte = pte_offset_locked(mm, addr) if addr < <uint64_t>TASK_SIZE else NULL
     cdef int rc
     if pte == NULL or pte[0] & need != need:
@@ -245,29 +289,16 @@ cdef int mm_flush_scratch(mm_struct* mm, uint64_t id) noexcept nogil:
     return 0
 
 
-cdef int64_t mm_find_pfn(mm_struct* mm, uint64_t id, uint64_t pfn, uint64_t* addr_ref,
-                         uint64_t* found, int64_t n) noexcept nogil:
-    cdef uint64_t addr = addr_ref[0]
-    cdef uint64_t* table
-    cdef uint64_t entry
-    cdef int64_t count = 0
+cdef bint mm_maps(mm_struct* mm, uint64_t id, uint64_t addr, uint64_t pfn) noexcept nogil:
+    cdef uint64_t* pte
+    cdef bint found
     if not lock_live(mm, id):
-        return 0
-    while count < n:
-        table = next_table_locked(mm, &addr, <uint64_t>TASK_SIZE)
-        if table == NULL:
-            break
-        while count < n:
-            entry = table[(addr >> PAGE_SHIFT) & 511]
-            if entry & PTE_PRESENT and not entry & PTE_SPECIAL and pte_pfn(entry) == pfn:
-                found[count] = addr
-                count += 1
-            addr += PAGE_SIZE
-            if addr & ((1 << PMD_SHIFT) - 1) == 0:
-                break
-    addr_ref[0] = addr
+        return False
+    pte = pte_offset_locked(mm, addr)
+    found = (pte != NULL and pte_present(pte[0]) and not pte[0] & PTE_SPECIAL
+             and pte_pfn(pte[0]) == pfn)
     mutex_unlock(&mm.lock)
-    return count
+    return found
 
 
 cdef int mm_walk(mm_struct* mm, uint64_t id, uint64_t addr, uint64_t* address_ret,
@@ -283,3 +314,72 @@ cdef int mm_walk(mm_struct* mm, uint64_t id, uint64_t addr, uint64_t* address_re
         steps += 1
     mutex_unlock(&mm.lock)
     return steps
+
+
+# ---- what Python asks of VMAs -----------------------------------------------
+
+cdef void mm_vma_info(mm_struct* mm, uint64_t id, uint64_t start, uint64_t* anon_id_ret,
+                      bint* forked_ret) noexcept nogil:
+    cdef vm_area_struct* vma
+    if not lock_live(mm, id):
+        return
+    vma = vma_at(&mm.vmas, start)
+    if vma != NULL:
+        anon_id_ret[0] = vma.anon_id
+        forked_ret[0] = vma.forked
+    mutex_unlock(&mm.lock)
+
+
+cdef int64_t mm_stacks(mm_struct* mm, uint64_t id, uint64_t* addr_ref, uint64_t* ends_ret,
+                       uint64_t* starts_ret, int64_t n) noexcept nogil:
+    cdef vma_cursor cursor
+    cdef vma_slot* slot
+    cdef int64_t found = 0
+    if not lock_live(mm, id):
+        return 0
+    slot = vma_first(&mm.vmas, addr_ref[0], &cursor)
+    while slot != NULL and found < n:
+        if slot.vma.vm_flags & VM_GROWSDOWN:
+            ends_ret[found] = slot.end
+            starts_ret[found] = slot.start
+            found += 1
+        addr_ref[0] = slot.end
+        slot = vma_next(&cursor)
+    mutex_unlock(&mm.lock)
+    return found
+
+
+cdef void mm_growth_seen(mm_struct* mm, uint64_t id, uint64_t generation) noexcept nogil:
+    if lock_live(mm, id):
+        if mm.generation == generation:
+            mm.grown = 0
+        mutex_unlock(&mm.lock)
+
+
+cdef shmem* mm_object_get(mm_struct* mm, uint64_t id, uint64_t start, uint64_t end,
+                          uint64_t* first_ret, uint64_t* last_ret) noexcept nogil:
+    cdef vma_slot* slot
+    cdef shmem* object = NULL
+    if not lock_live(mm, id):
+        return NULL
+    slot = vma_find(&mm.vmas, start)
+    if slot != NULL and slot.start <= start and end <= slot.end:
+        object = slot.vma.vm_object
+        if object != NULL:
+            shmem_get(object)
+            first_ret[0] = linear_page_index(slot.vma, start)
+            last_ret[0] = linear_page_index(slot.vma, end - PAGE_SIZE)
+    mutex_unlock(&mm.lock)
+    return object
+
+
+cdef void mm_clear_soft_dirty(mm_struct* mm, uint64_t id) noexcept nogil:
+    cdef vma_cursor cursor
+    cdef vma_slot* slot
+    if not lock_live(mm, id):
+        return
+    slot = vma_first(&mm.vmas, 0, &cursor)
+    while slot != NULL:
+        slot.vma.vm_flags &= ~<uint64_t>VM_SOFTDIRTY
+        slot = vma_next(&cursor)
+    mutex_unlock(&mm.lock)

@@ -49,3 +49,8 @@ cdef int walk_step(mmu* u, uint64_t addr, int level, uint64_t* next_pfn_ref,
 
 # The table page that holds an entry.
 cdef page* table_of(mmu* u, uint64_t* entry) noexcept nogil
+
+# Set n page tables aside, so that pte_alloc_locked() can't fail for the want of so many: 0 or
+# -ENOMEM with none set aside.  And give back what is left of them.
+cdef int tables_reserve_locked(mm_struct* mm, int64_t n) noexcept nogil
+cdef void tables_unreserve_locked(mm_struct* mm) noexcept nogil

@@ -49,6 +49,38 @@ cdef void table_discard(mmu* u, uint64_t pfn) noexcept nogil:
     free_pages(u.m, p, 0)
 
 
+# Tables set aside are linked through their first words, which are zero again when taken.
+cdef int tables_reserve_locked(mm_struct* mm, int64_t n) noexcept nogil:
+    cdef page* p
+    cdef uint64_t* table
+    while n > 0:
+        p = table_alloc(mm.mmu)
+        if p == NULL:
+            tables_unreserve_locked(mm)
+            return -ENOMEM
+        table = table_at(mm.mmu, page_to_pfn(mm.mmu.m, p))
+        table[0] = <uint64_t>mm.core.reserve
+        mm.core.reserve = table
+        n -= 1
+    return 0
+
+
+cdef void tables_unreserve_locked(mm_struct* mm) noexcept nogil:
+    cdef page* p = reserve_take(mm)
+    while p != NULL:
+        table_free(mm.mmu, page_to_pfn(mm.mmu.m, p))
+        p = reserve_take(mm)
+
+
+cdef inline page* reserve_take(mm_struct* mm) noexcept nogil:
+    cdef uint64_t* table = mm.core.reserve
+    if likely(table == NULL):
+        return NULL
+    mm.core.reserve = <uint64_t*>table[0]
+    table[0] = 0
+    return table_of(mm.mmu, table)
+
+
 cdef bint table_is_empty(const uint64_t* table) noexcept nogil:
     cdef int i
     for i in range(PTRS_PER_TABLE):
@@ -190,7 +222,9 @@ cdef uint64_t* pte_alloc_locked(mm_struct* mm, uint64_t addr) noexcept nogil:
               "page table for an address past TASK_SIZE")
     for level in range(2, -1, -1):
         if unlikely(entry[0] == 0):
-            p = table_alloc(u)
+            p = reserve_take(mm)
+            if p == NULL:
+                p = table_alloc(u)
             if p == NULL:
                 return NULL
             entry[0] = (page_to_pfn(u.m, p) << PAGE_SHIFT) | bits

@@ -16,13 +16,13 @@ from realmem._kernel.fault cimport handle_mm_fault_locked
 from realmem._kernel.host_calls cimport gettid, mutex_lock, mutex_unlock, thread_ident
 from realmem._kernel.mm_types cimport (
     FAULT_ACCERR, FAULT_EXEC, FAULT_MAPERR, FAULT_OK, MM_LIVE, NR_FAULT_RECORDS, RECORD_READY,
-    VM_ACCESS, fault_record, is_kernel_mm, mm_struct, vma_slot,
+    VM_ACCESS, fault_record, is_kernel_mm, mm_struct, vma_slot, window,
 )
 from realmem._kernel.percpu cimport borrow_area, count_vm_event, return_area
 from realmem._kernel.spare cimport spare_take
 from realmem._kernel.tlb cimport scratch_map_locked
 from realmem._kernel.vmaindex cimport vma_find
-from realmem._kernel.window cimport window_covers_locked, window_lookup
+from realmem._kernel.window cimport window_covering_locked, window_lookup
 from realmem.compiler cimport (
     SEQ_CST, atomic64_add_return, atomic_add_return, likely, store_int, unlikely,
 )
@@ -180,14 +180,15 @@ cdef void on_sigsegv(int sig, siginfo_t* info, void* context) noexcept nogil:
 # Serve a fault, or let a scratch page stand in and record it.
 # Returns: whether the address is a window's.
 cdef bint serve(uint64_t host, int access) noexcept nogil:
-    cdef mm_struct* mm = lock_window(host)
+    cdef window* w = NULL
+    cdef mm_struct* mm = lock_window(host, &w)
     cdef cpu_area* before
     cdef machine* m
     cdef uint64_t addr
     cdef int rc
     if mm == NULL:
         return False
-    addr = mm.user_start + (host - mm.host_base)
+    addr = w.user_start + (host - w.host_base)
     if unlikely(mm.state != MM_LIVE):
         rc = FAULT_MAPERR
         if scratch_map_locked(mm, addr, False) == 0:
@@ -215,11 +216,12 @@ cdef bint serve(uint64_t host, int access) noexcept nogil:
     return rc >= 0
 
 
-cdef inline mm_struct* lock_window(uint64_t host) noexcept nogil:
+cdef inline mm_struct* lock_window(uint64_t host, window** window_ret) noexcept nogil:
     cdef mm_struct* mm = window_lookup(host)
     while mm != NULL:
         mutex_lock(&mm.lock)
-        if likely(window_covers_locked(mm, host)):
+        window_ret[0] = window_covering_locked(mm, host)
+        if likely(window_ret[0] != NULL):
             break
         mutex_unlock(&mm.lock)          # it just went, or its block serves another now
         mm = window_lookup(host)

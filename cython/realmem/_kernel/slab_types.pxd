@@ -109,7 +109,7 @@ cdef struct kmem_cache:
 cdef struct slab_state:
     machine* machine
     kmem_cache* kmalloc[4][14]  # [NR_KMALLOC_TYPES][NR_KMALLOC_SIZES]
-    kmem_cache* dedicated[6]    # NR_DEDICATED; kernel_caches.pxd
+    kmem_cache* dedicated[8]    # NR_DEDICATED; kernel_caches.pxd
     # Bit (address - direct_map) >> 3: a Python caller holds the object that starts there.
     # Only touched with the GIL; a slab starts with clear bits.
     uint8_t* given

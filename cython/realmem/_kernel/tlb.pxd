@@ -20,9 +20,11 @@ cdef int tlb_install_locked(mm_struct* mm, uint64_t addr, uint64_t* pte, uint64_
 # to faults.
 cdef void tlb_fill_locked(mm_struct* mm, uint64_t start, uint64_t end) noexcept nogil
 
-# Take write access from every writable host mapping in [start, end).
-# Returns: when it returns no store can reach those frames through the window any more.
-cdef void tlb_wrprotect_locked(mm_struct* mm, uint64_t start, uint64_t end) noexcept nogil
+# Leave every host mapping in [start, end) the access of `most` at most: HOST_READ or
+# HOST_NOACC.
+# Returns: when it returns no store (no access) can reach those frames through a window.
+cdef void tlb_protect_locked(mm_struct* mm, uint64_t start, uint64_t end,
+                             unsigned int most) noexcept nogil
 
 # Take every host mapping away from [start, end), scratch pages included.
 # Returns: when it returns no access can reach what was mapped there.

@@ -19,7 +19,8 @@ from realmem._kernel.host_calls cimport (
 )
 from realmem._kernel.mm_types cimport (
     HOST_NOACC, HOST_NONE, HOST_READ, HOST_WRITE, MM_LIVE, NR_SCRATCH, PMD_SHIFT, PTE_PRESENT,
-    PTE_RW, host_address, is_kernel_mm, mm_struct, mmu, pte_host, pte_pfn, pte_with_host,
+    PTE_RW, host_address, is_kernel_mm, mm_high, mm_low, mm_struct, mmu, pte_host, pte_pfn,
+    pte_present, pte_with_host, window, window_of,
 )
 from realmem._kernel.percpu cimport count_vm_event
 from realmem._kernel.pgtable cimport next_table_locked, pte_offset_locked, set_pte_locked
@@ -35,6 +36,7 @@ from realmem.types cimport (
 cdef enum:
     OWN_EDGES_WORTH = 64        # fewer edges than these are not worth a flush
     FILL_TRIES = 64
+    GIB = 1 << 30
 
 
 # ---- counting host VMAs -----------------------------------------------------
@@ -57,6 +59,20 @@ cdef inline uint64_t pte_at(mm_struct* mm, uint64_t addr) noexcept nogil:
     return pte[0] if pte != NULL else 0
 
 
+# What lies behind a window's ends is never one host VMA with what it holds.
+cdef inline uint64_t pte_left_of(mm_struct* mm, uint64_t addr) noexcept nogil:
+    if addr & (GIB - 1) == 0 and window_of(mm, addr - PAGE_SIZE) != window_of(mm, addr):
+        return 0
+    return pte_at(mm, addr - PAGE_SIZE)
+
+
+cdef inline uint64_t pte_right_of(mm_struct* mm, uint64_t addr) noexcept nogil:
+    cdef uint64_t next = addr + PAGE_SIZE
+    if next & (GIB - 1) == 0 and window_of(mm, next) != window_of(mm, addr):
+        return 0
+    return pte_at(mm, next)
+
+
 # The edges on both sides of one page.
 cdef int edges_around(mm_struct* mm, uint64_t addr, uint64_t* pte) noexcept nogil:
     cdef unsigned int i = <unsigned int>(addr >> PAGE_SHIFT) & 511
@@ -65,16 +81,32 @@ cdef int edges_around(mm_struct* mm, uint64_t addr, uint64_t* pte) noexcept nogi
         left = (pte - 1)[0]
         right = (pte + 1)[0]
     else:
-        left = pte_at(mm, addr - PAGE_SIZE)
-        right = pte_at(mm, addr + PAGE_SIZE)
+        left = pte_left_of(mm, addr)
+        right = pte_right_of(mm, addr)
     return is_edge(mm.mmu, left, pte[0]) + is_edge(mm.mmu, pte[0], right)
 
 
-# The edges between pages (start - 1, start) ... (end - 1, end).
+# The edges between pages (start - 1, start) ... (end - 1, end), window by window.
 cdef int64_t edges_in(mm_struct* mm, uint64_t start, uint64_t end) noexcept nogil:
-    cdef uint64_t before = pte_at(mm, start - PAGE_SIZE)
+    cdef window* w = mm.windows
+    cdef window* last = w + mm.nr_windows
+    cdef int64_t edges = 0
+    cdef uint64_t first, stop
+    while w != last:
+        first = max(start, w.user_start)
+        stop = min(end, w.user_start + w.length)
+        if first < stop:
+            edges += edges_of_window(mm, w, first, stop)
+        w += 1
+    return edges
+
+
+cdef int64_t edges_of_window(mm_struct* mm, const window* w, uint64_t start,
+                             uint64_t end) noexcept nogil:
+    cdef uint64_t before = pte_at(mm, start - PAGE_SIZE) if start > w.user_start else 0
     cdef uint64_t addr = start
-    cdef uint64_t stop = end + PAGE_SIZE
+    cdef bint at_end = end == w.user_start + w.length
+    cdef uint64_t stop = end if at_end else end + PAGE_SIZE
     cdef uint64_t at, pte
     cdef uint64_t* table
     cdef int64_t edges = 0
@@ -94,11 +126,13 @@ cdef int64_t edges_in(mm_struct* mm, uint64_t start, uint64_t end) noexcept nogi
             addr += PAGE_SIZE
             if addr & ((1 << PMD_SHIFT) - 1) == 0:
                 break
+    if at_end and pte_host(before) != HOST_NONE:
+        edges += 1
     return edges
 
 
 cdef int64_t count_edges_locked(mm_struct* mm) noexcept nogil:
-    return edges_in(mm, mm.user_start, mm.user_start + mm.length)
+    return edges_in(mm, 0, <uint64_t>-1)
 
 
 cdef inline void add_edges(mm_struct* mm, int64_t delta) noexcept nogil:
@@ -237,57 +271,69 @@ cdef uint64_t fillable_run(mmu* u, const uint64_t* pte, uint64_t most) noexcept 
 
 # ---- protecting and flushing ------------------------------------------------
 
-cdef void tlb_wrprotect_locked(mm_struct* mm, uint64_t start, uint64_t end) noexcept nogil:
+cdef void tlb_protect_locked(mm_struct* mm, uint64_t start, uint64_t end,
+                             unsigned int most) noexcept nogil:
     cdef uint64_t addr = start
-    cdef uint64_t at, first = 0, last = 0       # the writable pages of the run: [first, last]
+    cdef uint64_t at, first = 0, last = 0       # the pages of the run: [first, last]
     cdef uint64_t* table
     cdef uint64_t* pte
     cdef unsigned int host
     cdef int rc = 0
+    cdef int64_t before = edges_in(mm, start, end)
+    cdef int64_t total = mm.host_edges
     while addr < end and rc == 0:
         at = addr
         table = next_table_locked(mm, &at, end)
-        if table == NULL or at != addr:
-            rc = protect_run(mm, &first, last)
+        if table == NULL or at != addr or at & (GIB - 1) == 0:
+            rc = protect_run(mm, &first, last, most)
             if table == NULL or rc != 0:
                 break
         addr = at
         while addr < end:
             pte = table + ((addr >> PAGE_SHIFT) & 511)
             host = pte_host(pte[0])
-            if host == HOST_WRITE:
+            if host > most:
                 if first == 0:
                     first = addr
                 last = addr
-                pte[0] = pte_with_host(pte[0], HOST_READ)
-            elif host != HOST_READ and first != 0:
-                rc = protect_run(mm, &first, last)
+                pte[0] = pte_with_host(pte[0], most)
+            elif host != most and first != 0:
+                rc = protect_run(mm, &first, last, most)
                 if rc != 0:
                     break
             addr += PAGE_SIZE
             if addr & ((1 << PMD_SHIFT) - 1) == 0:
                 break
     if rc == 0:
-        rc = protect_run(mm, &first, last)
+        rc = protect_run(mm, &first, last, most)
     if rc != 0:                     # no room to split host VMAs: take everything away
         tlb_flush_window_locked(mm)
-    add_edges(mm, count_edges_locked(mm) - mm.host_edges)
+    elif mm.host_edges == total:
+        add_edges(mm, edges_in(mm, start, end) - before)
 
 
-cdef int protect_run(mm_struct* mm, uint64_t* first_ref, uint64_t last) noexcept nogil:
+cdef int protect_run(mm_struct* mm, uint64_t* first_ref, uint64_t last,
+                     unsigned int most) noexcept nogil:
     cdef uint64_t first = first_ref[0]
     if first == 0:
         return 0
     first_ref[0] = 0
     count_vm_event(mm.mmu.m, HOST_MPROTECT, 1)
-    return host_protect(host_address(mm, first), last + PAGE_SIZE - first, PROT_READ)
+    return host_protect(host_address(mm, first), last + PAGE_SIZE - first,
+                        PROT_READ if most == HOST_READ else PROT_NONE)
 
 
 cdef void tlb_flush_locked(mm_struct* mm, uint64_t start, uint64_t end) noexcept nogil:
-    cdef uint64_t top = mm.user_start + mm.length
-    cdef int64_t before, after
-    start = max(start, mm.user_start)
-    end = min(end, top)
+    cdef window* w = mm.windows
+    cdef window* last = w + mm.nr_windows
+    while w != last:
+        flush_part(mm, max(start, w.user_start), min(end, w.user_start + w.length))
+        w += 1
+
+
+# Both ends lie in one window.
+cdef void flush_part(mm_struct* mm, uint64_t start, uint64_t end) noexcept nogil:
+    cdef int64_t before
     if start >= end:
         return
     if not set_host_bits(mm, start, end, HOST_NONE, True) and not scratch_in(mm, start, end):
@@ -295,33 +341,36 @@ cdef void tlb_flush_locked(mm_struct* mm, uint64_t start, uint64_t end) noexcept
     before = edges_in(mm, start, end)
     if clear_range(mm, start, end) == 0:
         set_host_bits(mm, start, end, HOST_NONE, False)
-        after = edges_in_cleared(mm, start, end)
-        add_edges(mm, after - before)
-    # Otherwise the whole window was flushed, and counted.
+        add_edges(mm, edges_in_cleared(mm, start, end) - before)
+    # Otherwise all windows were flushed, and counted.
 
 
 cdef void tlb_flush_window_locked(mm_struct* mm) noexcept nogil:
-    cdef uint64_t end = mm.user_start + mm.length
-    cdef int tries = 2
-    if mm.length == 0:
+    cdef bint protected = False
+    cdef int i
+    if mm.nr_windows == 0:
         return
-    while tries > 0:
-        tries -= 1
-        if host_clear(mm.host_base, mm.length) == 0:
-            set_host_bits(mm, mm.user_start, end, HOST_NONE, False)
-            scratch_forget(mm, mm.user_start, end)
-            add_edges(mm, -mm.host_edges)
-            count_flush(mm)
-            return
-        spare_drop()
-    # mprotect over whole VMAs splits none, so that the limit cannot refuse it.
-    if host_protect(mm.host_base, mm.length, PROT_NONE) != 0:
-        BUG("the host refuses to take access away from a window")
-    set_host_bits(mm, mm.user_start, end, HOST_NOACC, False)
-    scratch_forget(mm, mm.user_start, end)
+    for i in range(mm.nr_windows):
+        protected |= not clear_window(mm, mm.windows + i)
+    if protected:
+        # mprotect over whole VMAs splits none, so that the limit cannot refuse it.
+        for i in range(mm.nr_windows):
+            if host_protect(mm.windows[i].host_base, mm.windows[i].length, PROT_NONE) != 0:
+                BUG("the host refuses to take access away from a window")
+    set_host_bits(mm, mm_low(mm), mm_high(mm), HOST_NOACC if protected else HOST_NONE, False)
+    scratch_forget(mm, mm_low(mm), mm_high(mm))
     count_flush(mm)
-    if mm.mmu != NULL:              # a dead one keeps the count it had until it is reaped
+    if not protected:
+        add_edges(mm, -mm.host_edges)
+    elif mm.mmu != NULL:         # a dead one keeps the count it had until it is reaped
         add_edges(mm, count_edges_locked(mm) - mm.host_edges)
+
+
+cdef inline bint clear_window(mm_struct* mm, const window* w) noexcept nogil:
+    if host_clear(w.host_base, w.length) == 0:
+        return True
+    spare_drop()
+    return host_clear(w.host_base, w.length) == 0
 
 
 # Take what the host has mapped in [start, end) away.
@@ -373,8 +422,8 @@ cdef bint set_host_bits(mm_struct* mm, uint64_t start, uint64_t end, unsigned in
 
 # The edges around [start, end) once nothing is mapped inside.
 cdef int64_t edges_in_cleared(mm_struct* mm, uint64_t start, uint64_t end) noexcept nogil:
-    return (is_edge(mm.mmu, pte_at(mm, start - PAGE_SIZE), 0)
-            + is_edge(mm.mmu, 0, pte_at(mm, end)))
+    return (is_edge(mm.mmu, pte_left_of(mm, start), 0)
+            + is_edge(mm.mmu, 0, pte_right_of(mm, end - PAGE_SIZE)))
 
 
 # ---- the budget -------------------------------------------------------------
@@ -384,8 +433,8 @@ cdef int64_t edges_in_cleared(mm_struct* mm, uint64_t start, uint64_t end) noexc
 # The vmalloc area's go last: what a system call is given of it must not fault.
 cdef void relieve(mm_struct* mm) noexcept nogil:
     cdef int64_t target = mm.mmu.vma_budget - (mm.mmu.vma_budget >> 3)
-    cdef uint64_t end = mm.user_start + mm.length
-    cdef uint64_t addr = max(mm.flush_hand, mm.user_start)
+    cdef uint64_t end = mm_high(mm)
+    cdef uint64_t addr = max(mm.flush_hand, mm_low(mm))
     cdef bint wrapped = False
     if mm.host_edges < OWN_EDGES_WORTH or is_kernel_mm(mm):
         relieve_others(mm, target, False)
@@ -397,7 +446,7 @@ cdef void relieve(mm_struct* mm) noexcept nogil:
             if wrapped:
                 break
             wrapped = True
-            addr = mm.user_start
+            addr = mm_low(mm)
             continue
         addr &= ~<uint64_t>((1 << PMD_SHIFT) - 1)
         tlb_flush_locked(mm, addr, addr + (1 << PMD_SHIFT))
@@ -431,7 +480,7 @@ cdef int scratch_map_locked(mm_struct* mm, uint64_t addr, bint show_frame) noexc
         return 0                # another thread's fault put it there
     if mm.nr_scratch == NR_SCRATCH:
         clear_range(mm, mm.scratch[mm.scratch_hand], mm.scratch[mm.scratch_hand] + PAGE_SIZE)
-    if pte != NULL and pte[0] & PTE_PRESENT:
+    if pte != NULL and pte_present(pte[0]):
         # The page may be read: show its bytes, in a copy that the host makes at the store.
         pfn = pte_pfn(pte[0])
         nid = page_zone(u.m, pfn_to_page(u.m, pfn)).nid

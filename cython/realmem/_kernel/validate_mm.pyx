@@ -5,26 +5,29 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
-from realmem._kernel.fault cimport page_mapcount
+from realmem._kernel.account cimport vm_stat_account
 from realmem._kernel.host_calls cimport mutex_lock, mutex_unlock
 from realmem._kernel.kernel_caches cimport (
-    MM_STRUCT, NR_DEDICATED, TASK_STRUCT, VM_AREA_STRUCT, VMAP_AREA, dedicated_cache,
-    objects_held,
+    ANON_VMA, MM_STRUCT, NR_DEDICATED, RADIX_TREE_NODE, SHMEM_INODE, TASK_STRUCT, VM_AREA_STRUCT,
+    VMAP_AREA, dedicated_cache, objects_held,
 )
 from realmem._kernel.mm_finding cimport (
-    MM_ABOVE_ENTRY, MM_ABOVE_VMA, MM_HOST_EDGES, MM_LOST_FRAME, MM_LOST_TABLE, MM_MAPCOUNT,
-    MM_NOT_ANON, MM_NR_PTES, MM_OUTSIDE_VMA, MM_REFCOUNT, MM_RSS, MM_SHARED_WRITABLE,
-    MM_OBJECTS, MM_TABLE_USE, MM_VALID, MM_VMA_OBJECT, MM_VMA_ORDER, mm_finding,
+    MM_ABOVE_ENTRY, MM_ABOVE_VMA, MM_COUNTERS, MM_HOST_EDGES, MM_LOST_FRAME, MM_LOST_TABLE,
+    MM_MAPCOUNT, MM_NOT_ANON, MM_NR_PTES, MM_OBJECTS, MM_OUTSIDE_VMA, MM_REFCOUNT, MM_RMAP,
+    MM_RSS, MM_SHARED_WRITABLE, MM_TABLE_USE, MM_VALID, MM_VMA_OBJECT, MM_VMA_ORDER,
+    mm_finding,
 )
 from realmem._kernel.mm_types cimport (
-    HOST_READ, HOST_WRITE, MM_LIVE, PTE_PRESENT, PTE_RW, PTE_SPECIAL, PTRS_PER_TABLE,
-    USER_PGD_PTRS, VM_ACCESS, VM_WRITE, mm_struct, mmu, pte_host, pte_pfn, vma_slot,
+    HOST_READ, HOST_WRITE, MM_LIVE, PTE_GUARD, PTE_PRESENT, PTE_RW, PTE_SPECIAL,
+    PTRS_PER_TABLE, USER_PGD_PTRS, VM_ACCESS, VM_EXEC, VM_WRITE, linear_page_index, mm_core,
+    mm_struct, mmu, pte_host, pte_pfn, pte_present, vma_cursor, vma_slot,
 )
 from realmem._kernel.slab_types cimport kmem_cache
 from realmem._kernel.tlb cimport count_edges_locked
 from realmem._kernel.validate_vmap cimport validate_vmap_locked
 from realmem._kernel.vmap_area cimport vmap_areas_count_locked
-from realmem._kernel.vmaindex cimport vma_find
+from realmem._kernel.vmaindex cimport vma_find, vma_first, vma_next
+from realmem._kernel.zap cimport page_mapcount
 from realmem.types cimport (
     PAGE_ALLOCATED, PAGE_SHIFT, PG_anon, PG_table, PG_vmalloc, page, pfn_address, pfn_to_page,
 )
@@ -35,6 +38,7 @@ cdef struct recount:
     uint32_t* counts
     mm_finding* finding
     int64_t anon                # of this address space
+    int64_t shmem
     int64_t tables              # of this address space, its PGD excepted
 
 
@@ -89,19 +93,36 @@ cdef bint fail(recount* r, int what, uint64_t where, int64_t expected,
 cdef bint validate_mm_locked(recount* r) noexcept nogil:
     cdef mm_struct* mm = r.mm
     cdef uint64_t end = 0
-    cdef int64_t i
+    cdef int64_t n = 0
+    cdef vma_cursor cursor
+    cdef vma_slot* slot = vma_first(&mm.vmas, 0, &cursor)
+    cdef mm_core sums
+    memset(&sums, 0, sizeof(mm_core))
     r.anon = 0
+    r.shmem = 0
     r.tables = 0
-    for i in range(mm.vmas.count):
-        if mm.vmas.slots[i].start < end or mm.vmas.slots[i].start >= mm.vmas.slots[i].end:
-            return fail(r, MM_VMA_ORDER, mm.vmas.slots[i].start, <int64_t>end, i)
-        end = mm.vmas.slots[i].end
-        if not describes(&mm.vmas.slots[i], mm):
-            return fail(r, MM_VMA_OBJECT, mm.vmas.slots[i].start, 0, 0)
+    while slot != NULL:
+        if slot.start < end or slot.start >= slot.end:
+            return fail(r, MM_VMA_ORDER, slot.start, <int64_t>end, n)
+        end = slot.end
+        if not describes(slot, mm):
+            return fail(r, MM_VMA_OBJECT, slot.start, 0, 0)
+        vm_stat_account(&sums, slot.vma.vm_flags,
+                        <int64_t>((slot.end - slot.start) >> PAGE_SHIFT))
+        n += 1
+        slot = vma_next(&cursor)
+    if n != mm.vmas.count:
+        return fail(r, MM_VMA_ORDER, end, mm.vmas.count, n)
+    if (sums.total_vm != mm.core.total_vm or sums.data_vm != mm.core.data_vm
+            or sums.stack_vm != mm.core.stack_vm or sums.locked_vm != mm.core.locked_vm
+            or sums.exec_vm != mm.core.exec_vm or sums.accounted != mm.core.accounted):
+        return fail(r, MM_COUNTERS, 0, sums.total_vm, mm.core.total_vm)
     if not validate_table(r, mm.core.pgd_pfn, 0, 3):
         return False
     if r.anon != mm.core.anon_rss:
         return fail(r, MM_RSS, 0, r.anon, mm.core.anon_rss)
+    if r.shmem != mm.core.shmem_rss:
+        return fail(r, MM_RSS, 0, r.shmem, mm.core.shmem_rss)
     if r.tables != mm.core.nr_ptes:
         return fail(r, MM_NR_PTES, 0, r.tables, mm.core.nr_ptes)
     if count_edges_locked(mm) != mm.host_edges:
@@ -128,6 +149,9 @@ cdef bint validate_objects(recount* r, mm_struct** mms, int64_t n) noexcept nogi
             expected[TASK_STRUCT] += 1
             expected[MM_STRUCT] += 1
             expected[VM_AREA_STRUCT] += mms[i].vmas.count
+    expected[SHMEM_INODE] = r.u.nr_shmem_objects
+    expected[RADIX_TREE_NODE] = objects_held(dedicated_cache(r.u.m, RADIX_TREE_NODE))
+    expected[ANON_VMA] = objects_held(dedicated_cache(r.u.m, ANON_VMA))
     if r.u.vmap != NULL:
         expected[MM_STRUCT] += 1
         expected[VMAP_AREA] += vmap_areas_count_locked(r.u.vmap)
@@ -162,12 +186,17 @@ cdef bint validate_table(recount* r, uint64_t pfn, uint64_t base, int level) noe
 
 
 cdef bint validate_pte(recount* r, uint64_t entry, uint64_t addr) noexcept nogil:
-    cdef vma_slot* vma = vma_find(&r.mm.vmas, addr)
-    cdef page* p = pfn_to_page(r.u.m, pte_pfn(entry))
-    if vma == NULL or addr < vma.start:
+    cdef vma_slot* slot = vma_find(&r.mm.vmas, addr)
+    cdef page* p
+    cdef uint64_t flags
+    if slot == NULL or addr < slot.start:
         return fail(r, MM_OUTSIDE_VMA, addr, 0, <int64_t>entry)
-    if (entry & PTE_RW and not vma.vma.vm_flags & VM_WRITE) or not vma.vma.vm_flags & VM_ACCESS:
-        return fail(r, MM_ABOVE_VMA, addr, <int64_t>vma.vma.vm_flags, <int64_t>entry)
+    if entry == <uint64_t>PTE_GUARD:
+        return True
+    flags = slot.vma.vm_flags
+    if (not pte_present(entry) or (entry & PTE_RW and not flags & VM_WRITE)
+            or (entry & PTE_PRESENT and not flags & VM_ACCESS)):
+        return fail(r, MM_ABOVE_VMA, addr, <int64_t>flags, <int64_t>entry)
     if pte_host(entry) == HOST_WRITE and not entry & PTE_RW or (
             pte_host(entry) >= HOST_READ and not entry & PTE_PRESENT):
         return fail(r, MM_ABOVE_ENTRY, addr, 0, <int64_t>entry)
@@ -175,12 +204,23 @@ cdef bint validate_pte(recount* r, uint64_t entry, uint64_t addr) noexcept nogil
         if pte_pfn(entry) != r.u.zero_pfn or entry & PTE_RW:
             return fail(r, MM_NOT_ANON, addr, <int64_t>r.u.zero_pfn, <int64_t>entry)
         return True
-    r.anon += 1
+    p = pfn_to_page(r.u.m, pte_pfn(entry))
     r.counts[pte_pfn(entry)] += 1
-    if p.kind.h.state != PAGE_ALLOCATED or not p.flags & (1 << PG_anon):
+    if p.kind.h.state != PAGE_ALLOCATED:
         return fail(r, MM_NOT_ANON, addr, 0, <int64_t>entry)
-    if entry & PTE_RW and page_mapcount(p) != 1:
-        return fail(r, MM_SHARED_WRITABLE, addr, 1, page_mapcount(p))
+    if p.index != linear_page_index(slot.vma, addr):
+        return fail(r, MM_RMAP, addr, <int64_t>linear_page_index(slot.vma, addr),
+                    <int64_t>p.index)
+    if p.flags & (1 << PG_anon):
+        r.anon += 1
+        if p.mapping == NULL or p.mapping != slot.vma.anon_vma:
+            return fail(r, MM_RMAP, addr, 0, <int64_t>entry)
+        if entry & PTE_RW and page_mapcount(p) != 1:
+            return fail(r, MM_SHARED_WRITABLE, addr, 1, page_mapcount(p))
+        return True
+    r.shmem += 1
+    if p.mapping == NULL or p.mapping != slot.vma.vm_object:
+        return fail(r, MM_NOT_ANON, addr, 0, <int64_t>entry)
     return True
 
 

@@ -33,7 +33,7 @@ cdef bint validate_vmap_locked(vmap_space* s, mm_finding* finding_ret, int64_t* 
         return True
     if not vmap_areas_valid_locked(s, &where):
         return fail(finding_ret, MM_VMAP_RANGES, where, 0, 0)
-    area = next_vmap_area_locked(s, s.mm.user_start)
+    area = next_vmap_area_locked(s, s.mm.windows.user_start)
     while area != NULL:
         if not validate_area(s, area, finding_ret):
             return False
@@ -42,17 +42,17 @@ cdef bint validate_vmap_locked(vmap_space* s, mm_finding* finding_ret, int64_t* 
             frames_ret[0] += <int64_t>area.nr_pages
         area = next_vmap_area_locked(s, area.end)
     if frames_ret[0] != s.nr_pages:
-        return fail(finding_ret, MM_VMAP_PAGES, s.mm.user_start, frames_ret[0], s.nr_pages)
+        return fail(finding_ret, MM_VMAP_PAGES, s.mm.windows.user_start, frames_ret[0], s.nr_pages)
     if not validate_tables(s.mm.mmu, pte_pfn((<uint64_t*>pfn_address(
             s.mm.mmu.m, s.mm.core.pgd_pfn))[VMALLOC_PGD]), 2, tables_ret, &entries, finding_ret):
         return False
     if entries != mapped:
-        return fail(finding_ret, MM_VMAP_STRAY, s.mm.user_start, <int64_t>mapped,
+        return fail(finding_ret, MM_VMAP_STRAY, s.mm.windows.user_start, <int64_t>mapped,
                     <int64_t>entries)
     if tables_ret[0] != s.mm.core.nr_ptes:
-        return fail(finding_ret, MM_NR_PTES, s.mm.user_start, tables_ret[0], s.mm.core.nr_ptes)
+        return fail(finding_ret, MM_NR_PTES, s.mm.windows.user_start, tables_ret[0], s.mm.core.nr_ptes)
     if count_edges_locked(s.mm) != s.mm.host_edges:
-        return fail(finding_ret, MM_HOST_EDGES, s.mm.user_start, count_edges_locked(s.mm),
+        return fail(finding_ret, MM_HOST_EDGES, s.mm.windows.user_start, count_edges_locked(s.mm),
                     s.mm.host_edges)
     return True
 

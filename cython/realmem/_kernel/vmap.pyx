@@ -67,13 +67,13 @@ cdef void vmap_exit(vmap_space* s) noexcept nogil:
     cdef uint64_t end
     if mm == NULL or not lock_live(s):
         return
-    end = mm.user_start + mm.length
+    end = mm.windows.user_start + mm.windows.length
     tlb_flush_window_locked(mm)
-    area = next_vmap_area_locked(s, mm.user_start)
+    area = next_vmap_area_locked(s, mm.windows.user_start)
     while area != NULL:
         drop_pages_locked(s, area)
         area = next_vmap_area_locked(s, area.end)
-    free_pgtables_locked(mm, mm.user_start, end)
+    free_pgtables_locked(mm, mm.windows.user_start, end)
     vmap_areas_exit(s)
     mm_core_put(mm)
     mm.mmu.vmap = NULL
@@ -350,7 +350,7 @@ cdef int64_t vmap_to_pfn(vmap_space* s, uint64_t addr) noexcept nogil:
     cdef int64_t pfn = -1
     if not lock_live(s):
         return -1
-    if addr - s.mm.user_start < s.mm.length:
+    if addr - s.mm.windows.user_start < s.mm.windows.length:
         pte = pte_offset_locked(s.mm, addr)
         if pte != NULL and pte[0] & PTE_PRESENT:
             pfn = <int64_t>pte_pfn(pte[0])

@@ -286,15 +286,15 @@ cdef vmap_area* next_vmap_area_locked(vmap_space* s, uint64_t addr) noexcept nog
 cdef bint vmap_areas_valid_locked(const vmap_space* s, uint64_t* where_ret) noexcept nogil:
     cdef uint64_t total = 0
     cdef uint64_t end = 0
-    cdef uint64_t at = s.mm.user_start
+    cdef uint64_t at = s.mm.windows.user_start
     cdef const vmap_area* lazy = s.lazy
     cdef int64_t waiting = 0
     cdef const vmap_area* a
     cdef const vmap_area* b
-    if not tree_valid(s.busy, s.mm.user_start, &end, &total, where_ret):
+    if not tree_valid(s.busy, s.mm.windows.user_start, &end, &total, where_ret):
         return False
     end = 0
-    if not tree_valid(s.free, s.mm.user_start, &end, &total, where_ret):
+    if not tree_valid(s.free, s.mm.windows.user_start, &end, &total, where_ret):
         return False
     while lazy != NULL:
         where_ret[0] = lazy.start
@@ -304,7 +304,7 @@ cdef bint vmap_areas_valid_locked(const vmap_space* s, uint64_t* where_ret) noex
             return False
         lazy = lazy.next
     where_ret[0] = at
-    if total != s.mm.length or waiting != s.lazy_pages:
+    if total != s.mm.windows.length or waiting != s.lazy_pages:
         return False
     # Sorted, apart in each tree, and as much as there is: no busy range may lie in a free one.
     a = lower_bound(s.busy, 0)

@@ -21,17 +21,17 @@ cdef void* vmalloc_node(machine* m, uint64_t size, uint32_t gfp, int nid) noexce
         return NULL
     if vmalloc_range(s, size, PAGE_SIZE, gfp, nid, 0, &addr) != VMAP_OK:
         return NULL
-    return <void*>(s.mm.host_base + (addr - s.mm.user_start))
+    return <void*>(s.mm.windows.host_base + (addr - s.mm.windows.user_start))
 
 
 cdef bint is_vmalloc_addr(const machine* m, const void* addr) noexcept nogil:
     cdef const vmap_space* s = <const vmap_space*>m.vmap
-    return s != NULL and <uint64_t>addr - s.mm.host_base < s.mm.length
+    return s != NULL and <uint64_t>addr - s.mm.windows.host_base < s.mm.windows.length
 
 
 # The kernel's own address.  Preconditions: is_vmalloc_addr().
 cdef inline uint64_t kernel_address(const vmap_space* s, const void* addr) noexcept nogil:
-    return s.mm.user_start + (<uint64_t>addr - s.mm.host_base)
+    return s.mm.windows.user_start + (<uint64_t>addr - s.mm.windows.host_base)
 
 
 cdef int vfree(machine* m, const void* addr) noexcept nogil:

@@ -2,10 +2,11 @@
 from libc.stdint cimport int64_t, uint64_t
 
 from realmem._kernel.host_calls cimport mutex
-from realmem._kernel.mm_types cimport mm_struct, mmu
+from realmem._kernel.mm_types cimport mm_struct, mmu, window
 
 cdef enum:
     NR_HOST_GIB = 131072        # 2^47 bytes of host user space in slots of 1 GiB
+    MAX_WINDOWS = 1024          # of one address space
 
 # Everything that the handler and ordinary code share, but for the fault records.
 cdef struct window_table:
@@ -21,9 +22,10 @@ cdef struct window_table:
 cdef window_table windows
 
 # The block whose window covers a host address, or NULL.  Signal-safe and lock-free: the
-# caller locks the block and asks window_covers() before it believes it.
+# caller locks the block and asks for the window itself before it believes it.
 cdef mm_struct* window_lookup(uint64_t host) noexcept nogil
-cdef bint window_covers_locked(const mm_struct* mm, uint64_t host) noexcept nogil
+# NULL: the block serves another address space by now.
+cdef window* window_covering_locked(const mm_struct* mm, uint64_t host) noexcept nogil
 
 # A fresh block in state MM_LIVE with an empty VMA index, a PGD and a window of
 # length_ref[0] bytes, halved down to 1 GiB while the host refuses (what it got goes back
@@ -36,6 +38,10 @@ cdef mm_struct* mm_create(mmu* u, int pid, int nid, uint64_t* length_ref,
 # Returns: NULL with error_ret ENOMEM or EAGAIN.
 cdef mm_struct* mm_create_kernel(mmu* u, uint64_t start, uint64_t* length_ref,
                                  int* error_ret) noexcept nogil
+
+# Make windows for what of [start, end) has none: 0, -ESRCH, or -ENOMEM when the host refuses.
+# Needs the GIL.  Not for the handler.
+cdef int mm_cover(mm_struct* mm, uint64_t id, uint64_t start, uint64_t end) noexcept nogil
 
 # Give back what the address space had while it lived, its PGD and VMAs excepted.
 # Preconditions: mm.lock held, mm.mmu not NULL.

@@ -7,7 +7,7 @@
 # mark, and marked and unmarked pieces would never merge again.  A pthread_atfork hook maps
 # PROT_NONE over every window in the child instead: nothing else can be mapped where a view
 # that the child inherited still points.
-from libc.errno cimport EAGAIN, ENOMEM
+from libc.errno cimport EAGAIN, ENOMEM, ESRCH
 from libc.stdint cimport uint64_t
 from libc.string cimport memset
 from posix.mman cimport PROT_NONE, PROT_READ, PROT_WRITE
@@ -19,15 +19,16 @@ from realmem._kernel.kernel_caches cimport (
     MM_STRUCT, TASK_STRUCT, kernel_alloc, kernel_free,
 )
 from realmem._kernel.mm_types cimport (
-    GIB_SHIFT, MM_DEAD, MM_FREE, MM_LIVE, NR_SCRATCH, mm_core, mm_struct, mmu, task_struct,
-    vma_slot,
+    GIB_SHIFT, MM_DEAD, MM_FREE, MM_LIVE, NR_RLIMITS, NR_SCRATCH, RLIM_MEMLOCK, RLIM_STACK,
+    mm_core, mm_struct, mmu, task_struct, vma_chunk, vma_dir, window, window_of,
 )
 from realmem._kernel.pgtable cimport pgd_alloc
-from realmem._kernel.vmaindex cimport VMA_INDEX_CAPACITY
+from realmem._kernel.vmaindex cimport NR_VMA_CHUNKS, vma_index_clear
 from realmem.compiler cimport SEQ_CST, atomic64_add_return, load64, peek_int, store64
 from realmem.types cimport PAGE_SIZE, machine
 
 cdef enum: GIB = 1 << 30
+cdef enum: DEFAULT_RLIMIT = 8 << 20     # STACK and MEMLOCK, as Linux's init gets them
 # One past the highest user address that a window covers; below TASK_SIZE, GiB aligned.
 cdef enum: USER_TOP = 0x7FFFC0000000
 
@@ -39,32 +40,39 @@ cdef mm_struct* window_lookup(uint64_t host) noexcept nogil:
     return <mm_struct*>load64(<uint64_t*>&windows.by_gib[slot])
 
 
-cdef bint window_covers_locked(const mm_struct* mm, uint64_t host) noexcept nogil:
-    return mm.state != MM_FREE and host - mm.host_base < mm.length
+cdef window* window_covering_locked(const mm_struct* mm, uint64_t host) noexcept nogil:
+    cdef window* w = mm.windows
+    cdef window* end = w + mm.nr_windows
+    if mm.state != MM_FREE:
+        while w != end:
+            if host - w.host_base < w.length:
+                return w
+            w += 1
+    return NULL
 
 
 cdef mm_struct* mm_create(mmu* u, int pid, int nid, uint64_t* length_ref,
                           int* error_ret) noexcept nogil:
     cdef mm_struct* mm = block_get()
-    cdef uint64_t length = length_ref[0]
+    cdef window* w
     if mm == NULL:
         error_ret[0] = EAGAIN
         return NULL
     mutex_lock(&mm.lock)
     mm.mmu = u
     mm.pid = pid
-    mm.length = 0
+    w = mm.windows
     if core_get(mm, nid) != 0:
         mm.mmu = NULL
         mutex_unlock(&mm.lock)
         block_put(mm)
         error_ret[0] = ENOMEM
         return NULL
-    if reserve_halving(mm, &length) == 0:
+    if reserve_halving(w, length_ref) == 0:
         mm.state = MM_LIVE
-        mm.user_start = <uint64_t>USER_TOP - length
-        publish(mm, mm)
-        length_ref[0] = length
+        w.user_start = <uint64_t>USER_TOP - w.length
+        mm.nr_windows = 1
+        publish(w, mm)
     else:
         mm.state = MM_DEAD          # the caller ends it as it ends any other
         error_ret[0] = EAGAIN
@@ -75,22 +83,24 @@ cdef mm_struct* mm_create(mmu* u, int pid, int nid, uint64_t* length_ref,
 cdef mm_struct* mm_create_kernel(mmu* u, uint64_t start, uint64_t* length_ref,
                                  int* error_ret) noexcept nogil:
     cdef mm_struct* mm = block_get()
+    cdef window* w
     cdef bint got
     if mm == NULL:
         error_ret[0] = EAGAIN
         return NULL
     mutex_lock(&mm.lock)
     mm.pid = 0
-    mm.length = 0
     mm.mmu = u
+    w = mm.windows
     mm.core = <mm_core*>kernel_alloc(u.m, MM_STRUCT)
-    got = mm.core != NULL and reserve_halving(mm, length_ref) == 0
+    got = mm.core != NULL and reserve_halving(w, length_ref) == 0
     if got:
         memset(mm.core, 0, sizeof(mm_core))
         mm.core.pgd_pfn = u.kernel_pgd_pfn
         mm.state = MM_LIVE
-        mm.user_start = start
-        publish(mm, mm)
+        w.user_start = start
+        mm.nr_windows = 1
+        publish(w, mm)
     else:
         error_ret[0] = ENOMEM if mm.core == NULL else EAGAIN
         mm_core_put(mm)
@@ -102,9 +112,43 @@ cdef mm_struct* mm_create_kernel(mmu* u, uint64_t start, uint64_t* length_ref,
     return mm
 
 
+# Every GiB of [start, end) that no window stands for gets one, runs of them together.
+cdef int mm_cover(mm_struct* mm, uint64_t id, uint64_t start, uint64_t end) noexcept nogil:
+    cdef uint64_t addr = start & ~<uint64_t>(GIB - 1)
+    cdef uint64_t stop
+    cdef window* w
+    cdef int rc = 0
+    end = (end + GIB - 1) & ~<uint64_t>(GIB - 1)
+    mutex_lock(&mm.lock)
+    if mm.id != id or mm.state != MM_LIVE:
+        rc = -ESRCH
+    while rc == 0 and addr < end:
+        w = window_of(mm, addr)
+        if w != NULL:
+            addr = w.user_start + w.length
+            continue
+        stop = addr + GIB
+        while stop < end and window_of(mm, stop) == NULL:
+            stop += GIB
+        if mm.nr_windows == MAX_WINDOWS:
+            rc = -ENOMEM
+            break
+        w = mm.windows + mm.nr_windows
+        rc = reserve(w, stop - addr)
+        if rc == 0:
+            w.user_start = addr
+            mm.nr_windows += 1
+            atomic64_add_return(&windows.host_vmas, 1, SEQ_CST)
+            publish(w, mm)
+        addr = stop
+    mutex_unlock(&mm.lock)
+    return rc
+
+
 # What an address space has while it lives, its owner and its PGD: 0 or -ENOMEM.
 cdef int core_get(mm_struct* mm, int nid) noexcept nogil:
     cdef machine* m = mm.mmu.m
+    cdef int i
     cdef task_struct* owner = <task_struct*>kernel_alloc(m, TASK_STRUCT)
     mm.core = <mm_core*>kernel_alloc(m, MM_STRUCT)
     if owner != NULL and mm.core != NULL:
@@ -115,6 +159,10 @@ cdef int core_get(mm_struct* mm, int nid) noexcept nogil:
         memset(mm.core, 0, sizeof(mm_core))
         if pgd_alloc(mm) == 0:
             mm.core.owner = owner
+            for i in range(NR_RLIMITS):
+                mm.core.rlimits[i] = <uint64_t>-1
+            mm.core.rlimits[RLIM_STACK] = DEFAULT_RLIMIT
+            mm.core.rlimits[RLIM_MEMLOCK] = DEFAULT_RLIMIT
             return 0
     kernel_free(m, TASK_STRUCT, owner)
     kernel_free(m, MM_STRUCT, mm.core)
@@ -129,8 +177,8 @@ cdef void mm_core_put(mm_struct* mm) noexcept nogil:
         mm.core = NULL
 
 
-cdef int reserve_halving(mm_struct* mm, uint64_t* length_ref) noexcept nogil:
-    while reserve(mm, length_ref[0]) != 0:
+cdef int reserve_halving(window* w, uint64_t* length_ref) noexcept nogil:
+    while reserve(w, length_ref[0]) != 0:
         if length_ref[0] <= GIB:
             return -ENOMEM
         length_ref[0] >>= 1
@@ -139,7 +187,7 @@ cdef int reserve_halving(mm_struct* mm, uint64_t* length_ref) noexcept nogil:
 
 
 # Take [aligned, aligned + length) out of a reservation one GiB longer.
-cdef int reserve(mm_struct* mm, uint64_t length) noexcept nogil:
+cdef int reserve(window* w, uint64_t length) noexcept nogil:
     cdef uint64_t raw = host_reserve(length + GIB, PROT_NONE)
     cdef uint64_t base
     if raw == 0:
@@ -149,14 +197,14 @@ cdef int reserve(mm_struct* mm, uint64_t length) noexcept nogil:
         host_unmap(raw, base - raw)
     if base + length != raw + length + GIB:
         host_unmap(base + length, raw + GIB - base)
-    mm.host_base = base
-    mm.length = length
+    w.host_base = base
+    w.length = length
     return 0
 
 
-cdef void publish(mm_struct* mm, mm_struct* value) noexcept nogil:
-    cdef uint64_t slot = mm.host_base >> GIB_SHIFT
-    cdef uint64_t end = (mm.host_base + mm.length) >> GIB_SHIFT
+cdef void publish(const window* w, mm_struct* value) noexcept nogil:
+    cdef uint64_t slot = w.host_base >> GIB_SHIFT
+    cdef uint64_t end = (w.host_base + w.length) >> GIB_SHIFT
     while slot < end:
         store64(<uint64_t*>&windows.by_gib[slot], <uint64_t>value)
         slot += 1
@@ -165,17 +213,17 @@ cdef void publish(mm_struct* mm, mm_struct* value) noexcept nogil:
 cdef int window_reap() noexcept nogil:
     cdef mm_struct* mm = windows.all
     cdef int reaped = 0
+    cdef int i
     while mm != NULL:
         if peek_int(<int*>&mm.state) == MM_DEAD and mm.exports == 0:
             mutex_lock(&mm.lock)        # the handler may be looking at it
-            if mm.length != 0:
-                publish(mm, NULL)
-                host_unmap(mm.host_base, mm.length)
-                atomic64_add_return(&windows.host_vmas, -1 - mm.host_edges - 2 * mm.nr_scratch,
-                                    SEQ_CST)
+            for i in range(mm.nr_windows):
+                publish(mm.windows + i, NULL)
+                host_unmap(mm.windows[i].host_base, mm.windows[i].length)
+            atomic64_add_return(&windows.host_vmas,
+                                -mm.nr_windows - mm.host_edges - 2 * mm.nr_scratch, SEQ_CST)
             mm.state = MM_FREE
-            mm.length = 0
-            mm.host_base = 0
+            mm.nr_windows = 0
             reaped += 1
             mutex_unlock(&mm.lock)
             block_put(mm)
@@ -185,12 +233,15 @@ cdef int window_reap() noexcept nogil:
 
 cdef void windows_after_fork() noexcept nogil:
     cdef mm_struct* mm = windows.all
+    cdef window* w
+    cdef int i
     while mm != NULL:
-        if mm.state != MM_FREE and mm.length != 0:
+        for i in range(mm.nr_windows if mm.state != MM_FREE else 0):
+            w = mm.windows + i
             # Where the host refuses even that, unmap: a stale view then dies by a signal.
-            if host_clear(mm.host_base, mm.length) != 0:
-                host_unmap(mm.host_base, mm.length)
-            publish(mm, NULL)
+            if host_clear(w.host_base, w.length) != 0:
+                host_unmap(w.host_base, w.length)
+            publish(w, NULL)
         mm = mm.all_next
     windows.all = NULL
     windows.pool = NULL
@@ -201,21 +252,28 @@ cdef void windows_after_fork() noexcept nogil:
 
 # ---- blocks -----------------------------------------------------------------
 
+cdef enum:
+    WINDOWS_AT = 4096               # behind the mm_struct itself
+    DIR_AT = WINDOWS_AT + 24 * MAX_WINDOWS
+    CHUNKS_AT = DIR_AT + 24 * NR_VMA_CHUNKS
+    BLOCK_BYTES = CHUNKS_AT + 3072 * NR_VMA_CHUNKS
+
+
 cdef mm_struct* block_get() noexcept nogil:
     cdef mm_struct* mm
-    cdef uint64_t index_bytes = VMA_INDEX_CAPACITY * sizeof(vma_slot)
     cdef uint64_t block
     mutex_lock(&windows.pool_lock)
     mm = windows.pool
     if mm != NULL:
         windows.pool = mm.pool_next
     else:
-        block = host_reserve(PAGE_SIZE + index_bytes, PROT_READ | PROT_WRITE)
+        block = host_reserve(BLOCK_BYTES, PROT_READ | PROT_WRITE)
         if block != 0:
-            host_nodump(block, PAGE_SIZE + index_bytes)
+            host_nodump(block, BLOCK_BYTES)
             mm = <mm_struct*>block
-            mm.vmas.slots = <vma_slot*>(block + PAGE_SIZE)
-            mm.vmas.capacity = VMA_INDEX_CAPACITY
+            mm.windows = <window*>(block + WINDOWS_AT)
+            mm.vmas.dir = <vma_dir*>(block + DIR_AT)
+            mm.vmas.chunks = <vma_chunk*>(block + CHUNKS_AT)
             mm.all_next = windows.all
             store64(<uint64_t*>&windows.all, block)
     if mm != NULL:
@@ -226,7 +284,7 @@ cdef mm_struct* block_get() noexcept nogil:
 
 
 cdef void block_put(mm_struct* mm) noexcept nogil:
-    host_discard(<uint64_t>mm.vmas.slots, mm.vmas.capacity * sizeof(vma_slot))
+    host_discard(<uint64_t>mm.windows, BLOCK_BYTES - WINDOWS_AT)
     mutex_lock(&windows.pool_lock)
     mm.pool_next = windows.pool
     windows.pool = mm
@@ -236,11 +294,15 @@ cdef void block_put(mm_struct* mm) noexcept nogil:
 cdef void reset(mm_struct* mm, uint64_t id) noexcept nogil:
     mm.id = id
     mm.state = MM_FREE
-    mm.vmas.count = 0
+    vma_index_clear(&mm.vmas)
+    mm.generation = 0
+    mm.grown = 0
     mm.core = NULL
     mm.host_edges = 0
     mm.flush_hand = 0
     mm.nr_scratch = 0
     mm.scratch_hand = 0
+    mm.nr_windows = 0
+    mm.windows[0].length = 0
     mm.exports = 0
     memset(mm.scratch, 0, NR_SCRATCH * sizeof(uint64_t))

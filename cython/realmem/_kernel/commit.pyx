@@ -1,0 +1,358 @@
+# cython: language_level=3, cdivision=True, boundscheck=False, wraparound=False
+# cython: initializedcheck=False, nonecheck=False, profile=False, linetrace=False
+# What could fail comes first: descriptors, page tables to move to, what overcommit says.
+# A VMA that only changes keeps its descriptor, and with it its anon_vma.
+from libc.errno cimport EAGAIN, ENOMEM, ESRCH
+from libc.stdint cimport int64_t, uint64_t
+
+from realmem._kernel.account cimport vm_stat_account
+from realmem._kernel.host_calls cimport mutex_lock, mutex_unlock
+from realmem._kernel.mm_types cimport (
+    HOST_NOACC, HOST_NONE, HOST_READ, MM_LIVE, PGDIR_SHIFT, PMD_SHIFT, PTE_ACCESSED,
+    PTE_DIRTY, PTE_NX, PTE_PRESENT, PTE_PROTNONE, PTE_RW, PTE_SOFT_DIRTY, PTE_SPECIAL, PUD_SHIFT,
+    VM_ACCESS, VM_EXEC, VM_LOCKED, VM_SHARED, VM_WRITE, anon_vma, mm_struct, pte_pfn,
+    pte_present, pte_with_host, vm_area_struct, vma_cursor, vma_slot,
+)
+from realmem._kernel.pgtable cimport (
+    clear_pte_locked, free_pgtables_locked, next_table_locked, pte_alloc_locked,
+    set_pte_locked, tables_reserve_locked, tables_unreserve_locked,
+)
+from realmem._kernel.quicklist cimport quicklist_trim
+from realmem._kernel.rmap cimport anon_vma_free, rmap_link, rmap_unlink
+from realmem._kernel.shmem cimport shmem_get, shmem_put, vm_enough_memory
+from realmem._kernel.tlb cimport tlb_flush_locked, tlb_protect_locked
+from realmem._kernel.vmaindex cimport (
+    VMA_INDEX_CAPACITY, vm_area_alloc, vm_area_free_list, vma_at, vma_erase, vma_first,
+    vma_insert, vma_next,
+)
+from realmem._kernel.zap cimport mlock_page, munlock_page, page_mapcount, zap_range_locked
+from realmem.compiler cimport BUG, SEQ_CST, atomic64_add_return
+from realmem.types cimport PAGE_SHIFT, PAGE_SIZE, PG_anon, page, pfn_to_page
+
+cdef enum:
+    PGT_CACHE_MIN = 25          # pages that a quicklist keeps after a teardown, at least
+    PGT_CACHE_STEP = 16         # and gives back at most
+
+# What a run of a log holds between its steps.
+cdef struct transaction:
+    mm_struct* mm
+    vm_area_struct* spare       # descriptors at hand
+    vm_area_struct* gone        # ... that are to be freed
+    anon_vma* dead
+
+
+cdef int mm_commit(mm_struct* mm, uint64_t id, uint64_t generation, const mm_step* steps,
+                   int64_t n, const new_vma* vmas, int64_t charge) noexcept nogil:
+    cdef transaction t
+    cdef int64_t accounted, i
+    cdef int rc = 0
+    mutex_lock(&mm.lock)
+    if mm.id != id or mm.state != MM_LIVE:
+        rc = -ESRCH
+    elif mm.generation != generation:
+        rc = -EAGAIN
+    else:
+        rc = prepare(&t, mm, steps, n, vmas, charge)
+    if rc == 0:
+        accounted = mm.core.accounted
+        for i in range(n):
+            run_step(&t, steps + i, vmas)
+        # What was charged beforehand is in the books already.
+        accounted = mm.core.accounted - accounted - max(charge, <int64_t>0)
+        atomic64_add_return(&mm.mmu.committed, accounted, SEQ_CST)
+        vm_area_free_list(mm.mmu.m, t.spare)
+        free_gone(&t)
+        tables_unreserve_locked(mm)
+        # Compare mm/mmu_gather.c:tlb_finish_mmu() => check_pgt_cache() of those days.
+        quicklist_trim(mm.mmu.m, PGT_CACHE_MIN, PGT_CACHE_STEP)
+    mutex_unlock(&mm.lock)
+    return rc
+
+
+cdef int prepare(transaction* t, mm_struct* mm, const mm_step* steps, int64_t n,
+                 const new_vma* vmas, int64_t charge) noexcept nogil:
+    cdef int64_t needed = 0, tables = 0
+    cdef int64_t i
+    t.mm = mm
+    t.gone = NULL
+    t.dead = NULL
+    t.spare = NULL
+    for i in range(n):
+        if steps[i].what == STEP_VMAS:
+            needed += new_descriptors(steps + i, vmas)
+        elif steps[i].what == STEP_MOVE:
+            tables += tables_to_move(mm, steps[i].start, steps[i].end)
+    if mm.vmas.count + needed > VMA_INDEX_CAPACITY:
+        return -ENOMEM
+    if charge > 0 and vm_enough_memory(mm.mmu, charge, mm.core.may_reserve,
+                                       mm.core.total_vm) != 0:
+        return -ENOMEM
+    if needed > 0:
+        t.spare = vm_area_alloc(mm.mmu.m, needed)
+    if (needed > 0 and t.spare == NULL) or tables_reserve_locked(mm, tables) != 0:
+        vm_area_free_list(mm.mmu.m, t.spare)
+        if charge > 0:
+            atomic64_add_return(&mm.mmu.committed, -charge, SEQ_CST)
+        return -ENOMEM
+    return 0
+
+
+# How many descriptors a step takes beyond those that it replaces.
+cdef int64_t new_descriptors(const mm_step* step, const new_vma* vmas) noexcept nogil:
+    cdef int64_t i, needed = 0
+    cdef const new_vma* vma
+    for i in range(step.first, step.first + step.count):
+        vma = vmas + i
+        if (not vma.has_source or vma.source < step.start or vma.source >= step.end
+                or (i > step.first and (vma - 1).has_source and (vma - 1).source == vma.source)):
+            needed += 1
+    return needed
+
+
+# Page tables that the entries of a range can need elsewhere: each table's may fall in two, and
+# so may those of the levels above.
+cdef int64_t tables_to_move(mm_struct* mm, uint64_t start, uint64_t end) noexcept nogil:
+    cdef uint64_t addr = start
+    cdef uint64_t pud = <uint64_t>-1, pgd = <uint64_t>-1
+    cdef int64_t tables = 0
+    while next_table_locked(mm, &addr, end) != NULL:
+        tables += 2
+        if addr >> PUD_SHIFT != pud:
+            pud = addr >> PUD_SHIFT
+            tables += 2
+        if addr >> PGDIR_SHIFT != pgd:
+            pgd = addr >> PGDIR_SHIFT
+            tables += 2
+        addr = ((addr >> PMD_SHIFT) + 1) << PMD_SHIFT
+    return tables
+
+
+cdef void run_step(transaction* t, const mm_step* step, const new_vma* vmas) noexcept nogil:
+    cdef mm_struct* mm = t.mm
+    if step.what == STEP_VMAS:
+        replace_vmas(t, step, vmas)
+    elif step.what == STEP_ZAP:
+        zap_range_locked(mm, step.start, step.end, NULL, True)
+        free_pgtables_locked(mm, step.start, step.end)
+    elif step.what == STEP_PROTECT:
+        change_protection(mm, step.start, step.end)
+    elif step.what == STEP_MOVE:
+        move_page_tables(mm, step.start, step.to, step.end - step.start)
+    else:
+        lock_pages(mm, step.start, step.end, step.what == STEP_LOCK)
+
+
+# ---- VMAs -------------------------------------------------------------------
+
+# Old ones are taken out, then the new ones are put in: those with a source in the range take
+# its descriptor over, the first of them; further ones share its anon_vma.
+cdef void replace_vmas(transaction* t, const mm_step* step, const new_vma* vmas) noexcept nogil:
+    cdef mm_struct* mm = t.mm
+    cdef vm_area_struct* old = NULL     # in descending order
+    cdef vm_area_struct* vma
+    cdef vm_area_struct* source
+    cdef vma_cursor cursor
+    cdef vma_slot* slot
+    cdef int64_t i
+    while True:
+        slot = vma_first(&mm.vmas, step.start, &cursor)
+        if slot != NULL and slot.start < step.start:
+            slot = vma_next(&cursor)
+        if slot == NULL or slot.start >= step.end:
+            break
+        vma = slot.vma
+        vma_erase(&mm.vmas, vma.vm_start)
+        vm_stat_account(mm.core, vma.vm_flags, -pages_of(vma))
+        rmap_unlink(mm.mmu, vma, &t.dead)
+        vma.vm_next = old
+        old = vma
+    for i in range(step.first, step.first + step.count):
+        vma = NULL
+        source = NULL
+        if vmas[i].has_source:
+            vma = take(&old, vmas[i].source)
+            if vma == NULL:
+                source = vma_at(&mm.vmas, vmas[i].source) if (
+                    vmas[i].source < step.start or vmas[i].source >= step.end
+                ) else claimed(mm, step, vmas, i)
+        if vma == NULL:
+            vma = t.spare
+            if vma == NULL:
+                BUG("a change needs more VMAs than it was given")
+            t.spare = vma.vm_next
+        enter(t, vma, vmas + i, source)
+    while old != NULL:
+        vma = old
+        old = vma.vm_next
+        vma.vm_next = t.gone
+        t.gone = vma
+
+
+# The VMA of a list that began at start, taken out of it; NULL: none.
+cdef vm_area_struct* take(vm_area_struct** list, uint64_t start) noexcept nogil:
+    cdef vm_area_struct* vma
+    while list[0] != NULL:
+        vma = list[0]
+        if vma.vm_start == start:
+            list[0] = vma.vm_next
+            return vma
+        list = &vma.vm_next
+    return NULL
+
+
+# The VMA that took the source of the i-th over in this step.
+cdef vm_area_struct* claimed(mm_struct* mm, const mm_step* step, const new_vma* vmas,
+                             int64_t i) noexcept nogil:
+    cdef int64_t j
+    for j in range(step.first, i):
+        if vmas[j].has_source and vmas[j].source == vmas[i].source:
+            return vma_at(&mm.vmas, vmas[j].start)
+    return NULL
+
+
+cdef void enter(transaction* t, vm_area_struct* vma, const new_vma* new,
+                const vm_area_struct* source) noexcept nogil:
+    cdef mm_struct* mm = t.mm
+    if vma.vm_object != new.object:
+        if new.object != NULL:
+            shmem_get(new.object)
+        if vma.vm_object != NULL:
+            shmem_put(vma.vm_object)
+        vma.vm_object = new.object
+    if source != NULL and vma.anon_vma == NULL:
+        vma.anon_vma = source.anon_vma
+        vma.anon_id = source.anon_id
+        vma.forked = source.forked
+    vma.vm_start = new.start
+    vma.vm_end = new.end
+    vma.vm_flags = new.flags
+    vma.vm_pgoff = new.pgoff
+    vma.policy = new.policy
+    vma.vm_mm = mm
+    vma.vm_next = NULL
+    vma_insert(&mm.vmas, vma)
+    vm_stat_account(mm.core, vma.vm_flags, pages_of(vma))
+    rmap_link(mm.mmu, vma)
+
+
+cdef inline int64_t pages_of(const vm_area_struct* vma) noexcept nogil:
+    return <int64_t>((vma.vm_end - vma.vm_start) >> PAGE_SHIFT)
+
+
+# Their frames were unmapped by the steps that followed.
+cdef void free_gone(transaction* t) noexcept nogil:
+    cdef vm_area_struct* vma = t.gone
+    while vma != NULL:
+        if vma.vm_object != NULL:
+            shmem_put(vma.vm_object)
+        vma = vma.vm_next
+    vm_area_free_list(t.mm.mmu.m, t.gone)
+    anon_vma_free(t.mm.mmu, t.dead)
+
+
+# ---- entries ----------------------------------------------------------------
+
+cdef void change_protection(mm_struct* mm, uint64_t start, uint64_t end) noexcept nogil:
+    cdef vma_cursor cursor
+    cdef vma_slot* slot = vma_first(&mm.vmas, start, &cursor)
+    while slot != NULL and slot.start < end:
+        protect_range(mm, slot.vma, max(start, slot.start), min(end, slot.end))
+        slot = vma_next(&cursor)
+
+
+# The host loses what it may no longer have first; what it may have more, faults bring.
+cdef void protect_range(mm_struct* mm, const vm_area_struct* vma, uint64_t start,
+                        uint64_t end) noexcept nogil:
+    cdef uint64_t addr = start
+    cdef uint64_t* table
+    cdef uint64_t* pte
+    if not vma.vm_flags & VM_ACCESS:
+        tlb_protect_locked(mm, start, end, HOST_NOACC)
+    elif not vma.vm_flags & VM_WRITE:
+        tlb_protect_locked(mm, start, end, HOST_READ)
+    while True:
+        table = next_table_locked(mm, &addr, end)
+        if table == NULL:
+            return
+        while addr < end:
+            pte = table + ((addr >> PAGE_SHIFT) & 511)
+            if pte_present(pte[0]):
+                pte[0] = with_rights(mm, vma, pte[0])
+            addr += PAGE_SIZE
+            if addr & ((1 << PMD_SHIFT) - 1) == 0:
+                break
+
+
+# Mirrors: mm/mprotect.c:change_pte_range(), can_change_pte_writable().
+cdef inline uint64_t with_rights(mm_struct* mm, const vm_area_struct* vma,
+                                 uint64_t entry) noexcept nogil:
+    cdef uint64_t flags = vma.vm_flags
+    cdef page* p
+    entry &= ~<uint64_t>(PTE_PRESENT | PTE_PROTNONE | <uint64_t>PTE_NX)
+    entry |= PTE_PRESENT if flags & VM_ACCESS else PTE_PROTNONE
+    if not flags & VM_EXEC:
+        entry |= <uint64_t>PTE_NX
+    if not flags & VM_WRITE:
+        return entry & ~<uint64_t>PTE_RW
+    if entry & PTE_DIRTY and not entry & PTE_SPECIAL:
+        # A store would only be told that it may.
+        p = pfn_to_page(mm.mmu.m, pte_pfn(entry))
+        if flags & VM_SHARED or (p.flags & (1 << PG_anon) and page_mapcount(p) == 1
+                                 and p.counts.c.refcount == 1):
+            entry |= PTE_RW
+    return entry
+
+
+# Mirrors: mm/mremap.c:move_ptes().  What moved counts as dirtied, as in Linux.
+cdef void move_page_tables(mm_struct* mm, uint64_t old, uint64_t new,
+                           uint64_t length) noexcept nogil:
+    cdef uint64_t addr = old
+    cdef uint64_t end = old + length
+    cdef uint64_t entry
+    cdef uint64_t* table
+    cdef uint64_t* pte
+    cdef uint64_t* to
+    tlb_flush_locked(mm, old, end)
+    tlb_flush_locked(mm, new, new + length)
+    while True:
+        table = next_table_locked(mm, &addr, end)
+        if table == NULL:
+            break
+        while addr < end:
+            pte = table + ((addr >> PAGE_SHIFT) & 511)
+            entry = pte[0]
+            if entry != 0:
+                to = pte_alloc_locked(mm, new + (addr - old))
+                if to == NULL:
+                    BUG("a page table was not set aside")
+                clear_pte_locked(mm, pte)
+                if pte_present(entry):
+                    entry |= PTE_SOFT_DIRTY
+                set_pte_locked(mm, to, pte_with_host(entry, HOST_NONE) if pte_present(entry)
+                               else entry)
+            addr += PAGE_SIZE
+            if addr & ((1 << PMD_SHIFT) - 1) == 0:
+                break
+    free_pgtables_locked(mm, old, end)
+
+
+# Frames of a range are held in memory from now on, or not for this range's sake.
+# Mirrors: mm/mlock.c:mlock_pte_range().
+cdef void lock_pages(mm_struct* mm, uint64_t start, uint64_t end, bint on) noexcept nogil:
+    cdef uint64_t addr = start
+    cdef uint64_t* table
+    cdef uint64_t entry
+    while True:
+        table = next_table_locked(mm, &addr, end)
+        if table == NULL:
+            return
+        while addr < end:
+            entry = table[(addr >> PAGE_SHIFT) & 511]
+            if pte_present(entry) and not entry & PTE_SPECIAL:
+                if on:
+                    mlock_page(mm.mmu, pfn_to_page(mm.mmu.m, pte_pfn(entry)))
+                else:
+                    munlock_page(mm.mmu, pfn_to_page(mm.mmu.m, pte_pfn(entry)))
+            addr += PAGE_SIZE
+            if addr & ((1 << PMD_SHIFT) - 1) == 0:
+                break

@@ -1,0 +1,39 @@
+# Reverse maps: from a frame to the VMAs that may map it.  All are guarded by mmu.rmap_lock,
+# which these take; below every mm.lock and shmem.lock.  Signal-safe.
+# Compare mm/rmap.c, mm/interval_tree.c.
+from libc.stdint cimport int64_t, uint64_t
+
+from realmem._kernel.mm_types cimport anon_vma, mm_struct, mmu, vm_area_struct
+from realmem.types cimport page
+
+# Give a VMA its anon_vma before its first anonymous page: that of a neighbour it could merge
+# with, or a new one.  Preconditions: mm.lock held.
+# Mirrors: __anon_vma_prepare(), find_mergeable_anon_vma().
+# Returns: 0 or -ENOMEM.
+cdef int anon_vma_prepare(mm_struct* mm, vm_area_struct* vma) noexcept nogil
+
+# Enter a VMA's range, once it has an anon_vma or an object and whenever its range will have
+# changed; take it out before.  An anon_vma left by its last VMA goes to dead_ref: frames may
+# still name it until they are unmapped, then anon_vma_free() takes the list.
+cdef void rmap_link(mmu* u, vm_area_struct* vma) noexcept nogil
+cdef void rmap_unlink(mmu* u, vm_area_struct* vma, anon_vma** dead_ref) noexcept nogil
+cdef void anon_vma_free(mmu* u, anon_vma* dead) noexcept nogil
+
+# A child's VMA shares the anonymous pages of its parent's.  Mirrors: anon_vma_fork().
+cdef void anon_vma_fork(mmu* u, vm_area_struct* child, const vm_area_struct* parent) noexcept nogil
+
+# One place where a page may be mapped.
+cdef struct rmap_place:
+    mm_struct* mm
+    uint64_t mm_id
+    uint64_t address
+
+# Where p may be mapped: up to n places from the skip-th on; a page table may have dropped it.
+# Returns: how many.
+cdef int64_t rmap_places(mmu* u, const page* p, rmap_place* places, int64_t skip,
+                         int64_t n) noexcept nogil
+# The same for pages [first, last] of what `root` is the treap of (an object's): VMAs, with the
+# address of the first such page in each; the VMA's end is not told.
+cdef int64_t rmap_ranges(mmu* u, vm_area_struct** root, uint64_t first, uint64_t last,
+                         rmap_place* places, uint64_t* ends, int64_t skip,
+                         int64_t n) noexcept nogil

@@ -1,0 +1,22 @@
+# Taking away what page tables map.  Signal-safe; mm.lock held.
+from libc.stdint cimport uint64_t
+
+from realmem._kernel.mm_types cimport mm_struct, mmu, shmem
+from realmem.types cimport page
+
+# Flush [start, end), clear its entries and give their frames up; of one object only, unless
+# `object` is NULL.  Guard markers stay unless drop_markers.
+# Mirrors: mm/memory.c:unmap_page_range().
+cdef void zap_range_locked(mm_struct* mm, uint64_t start, uint64_t end, const shmem* object,
+                           bint drop_markers) noexcept nogil
+
+# What a page's mapping by one entry more, or one fewer, does to its counts; and how often it
+# is mapped.
+cdef void page_dup_rmap(page* p) noexcept nogil
+cdef void page_remove_rmap(mm_struct* mm, page* p) noexcept nogil
+cdef inline int page_mapcount(const page* p) noexcept nogil:
+    return p.counts.c.mapcount + 1
+
+# A page is held in memory, by a VMA that is locked, or no longer.
+cdef void mlock_page(mmu* u, page* p) noexcept nogil
+cdef void munlock_page(mmu* u, page* p) noexcept nogil

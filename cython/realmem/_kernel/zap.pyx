@@ -1,0 +1,106 @@
+# cython: language_level=3, cdivision=True, boundscheck=False, wraparound=False
+# cython: initializedcheck=False, nonecheck=False, profile=False, linetrace=False
+from libc.stdint cimport int64_t, uint64_t
+
+from realmem._kernel.mm_types cimport (
+    PMD_SHIFT, PTE_SPECIAL, mm_struct, mmu, pte_pfn, pte_present, shmem,
+    update_hiwater_rss,
+)
+from realmem._kernel.page_free cimport free_pages
+from realmem._kernel.pgtable cimport clear_pte_locked, next_table_locked
+from realmem._kernel.tlb cimport tlb_flush_locked
+from realmem.compiler cimport (
+    SEQ_CST, VM_BUG_ON, atomic64_add_return, atomic64_fetch_and,
+)
+from realmem.types cimport (
+    PAGE_SHIFT, PAGE_SIZE, PG_anon, PG_anon_exclusive, PG_mlocked, PG_swapbacked, PG_uptodate,
+    page, page_counts, pfn_to_page,
+)
+
+cdef extern from *:
+    uint64_t atomic64_add "__atomic_add_fetch"(uint64_t* p, uint64_t v, int order) noexcept nogil
+    uint64_t atomic64_or "__atomic_fetch_or"(uint64_t* p, uint64_t v, int order) noexcept nogil
+
+cdef enum:
+    ANON_FLAGS = 1 << PG_anon | 1 << PG_anon_exclusive | 1 << PG_swapbacked | 1 << PG_uptodate
+    # page.counts as one word: refcount below, mapcount (mappings - 1) above.
+    ONE_REF = 1
+    ONE_MAP = 0x100000000
+
+
+cdef void zap_range_locked(mm_struct* mm, uint64_t start, uint64_t end, const shmem* object,
+                           bint drop_markers) noexcept nogil:
+    cdef uint64_t addr = start
+    cdef uint64_t* table
+    cdef uint64_t* pte
+    update_hiwater_rss(mm)
+    tlb_flush_locked(mm, start, end)
+    while True:
+        table = next_table_locked(mm, &addr, end)
+        if table == NULL:
+            return
+        while addr < end:
+            pte = table + ((addr >> PAGE_SHIFT) & 511)
+            if pte[0] != 0:
+                zap_pte(mm, pte, object, drop_markers)
+            addr += PAGE_SIZE
+            if addr & ((1 << PMD_SHIFT) - 1) == 0:
+                break
+
+
+cdef inline void zap_pte(mm_struct* mm, uint64_t* pte, const shmem* object,
+                         bint drop_markers) noexcept nogil:
+    cdef uint64_t entry = pte[0]
+    cdef page* p
+    if not pte_present(entry):
+        if drop_markers:
+            clear_pte_locked(mm, pte)
+        return
+    if entry & PTE_SPECIAL:
+        if object == NULL:
+            clear_pte_locked(mm, pte)
+        return
+    p = pfn_to_page(mm.mmu.m, pte_pfn(entry))
+    if object == NULL or p.mapping == object:
+        clear_pte_locked(mm, pte)
+        page_remove_rmap(mm, p)
+
+
+# ---- counting mappings ------------------------------------------------------
+
+cdef void page_dup_rmap(page* p) noexcept nogil:
+    atomic64_fetch_and(&p.flags, ~(<uint64_t>1 << PG_anon_exclusive), SEQ_CST)
+    atomic64_add(&p.counts.word, ONE_MAP + ONE_REF, SEQ_CST)
+
+
+cdef void page_remove_rmap(mm_struct* mm, page* p) noexcept nogil:
+    cdef mmu* u = mm.mmu
+    cdef page_counts now
+    cdef bint anon = p.flags & (1 << PG_anon) != 0
+    if anon:
+        mm.core.anon_rss -= 1
+    else:
+        mm.core.shmem_rss -= 1
+    now.word = atomic64_add(&p.counts.word, -<uint64_t>ONE_MAP, SEQ_CST)
+    VM_BUG_ON(now.c.mapcount < -1, "a frame lost a mapping that it did not have")
+    if now.c.mapcount == -1:
+        munlock_page(u, p)
+        atomic64_add_return(&u.nr_anon_mapped if anon else &u.nr_file_mapped, -1, SEQ_CST)
+        if anon:
+            p.mapping = NULL
+            atomic64_fetch_and(&p.flags, ~<uint64_t>ANON_FLAGS, SEQ_CST)
+    free_pages(u.m, p, 0)
+
+
+# ---- locked in memory -------------------------------------------------------
+
+cdef void mlock_page(mmu* u, page* p) noexcept nogil:
+    cdef uint64_t bit = <uint64_t>1 << PG_mlocked
+    if not atomic64_or(&p.flags, bit, SEQ_CST) & bit:
+        atomic64_add_return(&u.nr_mlock, 1, SEQ_CST)
+
+
+cdef void munlock_page(mmu* u, page* p) noexcept nogil:
+    cdef uint64_t bit = <uint64_t>1 << PG_mlocked
+    if p.flags & bit and atomic64_fetch_and(&p.flags, ~bit, SEQ_CST) & bit:
+        atomic64_add_return(&u.nr_mlock, -1, SEQ_CST)

@@ -4,12 +4,12 @@ cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.errno cimport EAGAIN, ENOMEM, ESRCH
-from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memset
 
 from realmem._core.faults cimport check_owner, forget, out_of_memory, register
 from realmem._core.machine cimport MachineCore
+from realmem._kernel.access cimport mm_access, mm_access_all, mm_fill, mm_touch
 from realmem._kernel.commit cimport (
     STEP_LOCK, STEP_MOVE, STEP_PROTECT, STEP_UNLOCK, STEP_VMAS, STEP_ZAP, mm_commit, mm_step,
     new_vma,
@@ -21,12 +21,12 @@ from realmem._kernel.madvise cimport (
 from realmem._kernel.mm_finding cimport MM_OBJECTS, MM_VALID, mm_finding
 from realmem._kernel.mm_stat cimport mm_mincore, mm_pagemap, mm_range_stat, range_stat
 from realmem._kernel.mm_types cimport (
-    FAULT_ACCERR, FAULT_HOST, FAULT_MAPERR, FAULT_OK, FAULT_OOM, FAULT_SIGBUS, MM_LIVE,
-    NR_RLIMITS, TASK_SIZE, mm_core, mm_struct, shmem, vm_area_struct, window, window_of,
+    FAULT_ACCERR, FAULT_HOST, FAULT_MAPERR, FAULT_OK, FAULT_OOM, FAULT_SIGBUS, TASK_SIZE,
+    mm_core, mm_struct, shmem, window, window_of,
 )
 from realmem._kernel.mmap cimport (
-    mm_access, mm_clear_soft_dirty, mm_exit, mm_flush, mm_fork, mm_growth_seen,
-    mm_maps, mm_object_get, mm_stacks, mm_touch, mm_vma_info, mm_walk,
+    mm_clear_soft_dirty, mm_exit, mm_flush, mm_fork, mm_growth_seen,
+    mm_maps, mm_object_get, mm_stacks, mm_vma_info, mm_walk,
 )
 from realmem._kernel.percpu cimport get_cpu_area
 from realmem._kernel.pgtable cimport mmu_exit, mmu_init
@@ -34,7 +34,7 @@ from realmem._kernel.rmap cimport rmap_place, rmap_places
 from realmem._kernel.shmem cimport shmem_create, shmem_punch, shmem_put
 from realmem._kernel.validate_mm cimport validate_mms
 from realmem._kernel.window cimport mm_cover, mm_create, window_reap, windows
-from realmem.types cimport PAGE_SHIFT, PAGE_SIZE, pfn_to_page
+from realmem.types cimport PAGE_SHIFT, pfn_to_page
 
 import weakref
 from collections import namedtuple
@@ -582,7 +582,7 @@ cdef class AddressSpace:
         finally:
             free(words)
 
-    cdef int range_stat(self, uint64_t start, uint64_t end, range_stat* s) except -1:
+    cdef int count_range(self, uint64_t start, uint64_t end, range_stat* s) except -1:
         cdef int rc
         self.alive()
         with nogil:
@@ -592,7 +592,7 @@ cdef class AddressSpace:
     def smaps(self, uint64_t start, uint64_t end):
         """Count the pages of a range for smaps; pss, pss_dirty and locked are in bytes."""
         cdef range_stat s
-        self.range_stat(start, end, &s)
+        self.count_range(start, end, &s)
         return Smaps(s.rss, s.pss, s.pss_dirty, s.shared_clean, s.shared_dirty,
                      s.private_clean, s.private_dirty, s.referenced, s.anonymous, s.lazyfree,
                      0, 0, 0, 0, 0, s.pss_locked)
@@ -601,7 +601,7 @@ cdef class AddressSpace:
         """Count the pages of a range: (anon, dirty, mapmax, active, pages by node, huge)."""
         cdef range_stat s
         cdef int nid
-        self.range_stat(start, end, &s)
+        self.count_range(start, end, &s)
         nodes = [s.nodes[nid] for nid in range(self.mmu.u.m.nr_nodes)]
         return s.anonymous, s.dirty, s.mapmax, s.active, nodes, 0
 
@@ -741,6 +741,44 @@ cdef class AddressSpace:
         with nogil:
             rc = mm_touch(self.mm, self.id, addr, n, write, &where)
         self.raise_fault(rc, where, write, where - addr)
+
+    def access_all(self, const uint64_t[::1] addresses not None, const uint8_t[::1] writes):
+        """
+        Access one byte at each address by the software MMU, changing none.
+
+        :param addresses: shape (n,).
+        :param writes: shape (n,): 0 is a read; or None: all are reads.
+        :raises SegmentationFault: at the first that may not be; ``done`` came before it.
+        """
+        cdef uint64_t n = addresses.shape[0]
+        cdef uint64_t done = 0
+        cdef const uint8_t* kinds = NULL
+        cdef int rc
+        self.alive()
+        if n == 0:
+            return
+        if writes is not None:
+            if <uint64_t>writes.shape[0] != n:
+                raise ValueError(f"{n} addresses, {writes.shape[0]} kinds of access")
+            kinds = &writes[0]
+        with nogil:
+            rc = mm_access_all(self.mm, self.id, &addresses[0], kinds, n, &done)
+        if rc != FAULT_OK:
+            self.raise_fault(rc, addresses[done] if done < n else 0,
+                             kinds != NULL and done < n and kinds[done] != 0, done)
+
+    def fill(self, uint64_t addr, uint64_t n, uint8_t byte):
+        """
+        Set every byte of a range by the software MMU.
+
+        :raises SegmentationFault: at the first address it may not write.
+        """
+        cdef uint64_t done = 0
+        cdef int rc
+        self.alive()
+        with nogil:
+            rc = mm_fill(self.mm, self.id, addr, n, byte, &done)
+        self.raise_fault(rc, addr + done, True, done)
 
     cdef int raise_fault(self, int rc, uint64_t addr, bint write, uint64_t done) except -1:
         access = "write" if write else "read"

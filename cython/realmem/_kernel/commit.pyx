@@ -8,10 +8,10 @@ from libc.stdint cimport int64_t, uint64_t
 from realmem._kernel.account cimport vm_stat_account
 from realmem._kernel.host_calls cimport mutex_lock, mutex_unlock
 from realmem._kernel.mm_types cimport (
-    HOST_NOACC, HOST_NONE, HOST_READ, MM_LIVE, PGDIR_SHIFT, PMD_SHIFT, PTE_ACCESSED,
-    PTE_DIRTY, PTE_NX, PTE_PRESENT, PTE_PROTNONE, PTE_RW, PTE_SOFT_DIRTY, PTE_SPECIAL, PUD_SHIFT,
-    VM_ACCESS, VM_EXEC, VM_LOCKED, VM_SHARED, VM_WRITE, anon_vma, mm_struct, pte_pfn,
-    pte_present, pte_with_host, vm_area_struct, vma_cursor, vma_slot,
+    HOST_NOACC, HOST_NONE, HOST_READ, MM_LIVE, PGDIR_SHIFT, PMD_SHIFT, PTE_DIRTY, PTE_NX,
+    PTE_PRESENT, PTE_PROTNONE, PTE_RW, PTE_SOFT_DIRTY, PTE_SPECIAL, PUD_SHIFT, VM_ACCESS,
+    VM_EXEC, VM_SHARED, VM_WRITE, anon_vma, mm_struct, pte_pfn, pte_present, pte_with_host,
+    vm_area_struct, vma_cursor, vma_slot,
 )
 from realmem._kernel.pgtable cimport (
     clear_pte_locked, free_pgtables_locked, next_table_locked, pte_alloc_locked,

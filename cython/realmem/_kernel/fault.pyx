@@ -17,14 +17,13 @@ from libc.string cimport memcpy
 
 from realmem._kernel.expand cimport expand_stack_locked
 from realmem._kernel.mm_types cimport (
-    FAULT_ACCERR, FAULT_HOST, FAULT_MAPERR, FAULT_OK, FAULT_OOM, FAULT_SIGBUS, FAULT_WRITE,
-    HOST_NONE, HOST_READ, HOST_WRITE, PTE_ACCESSED, PTE_DIRTY, PTE_NX, PTE_PRESENT,
-    PTE_PROTNONE, PTE_RW, PTE_SOFT_DIRTY, PTE_SPECIAL, PTE_USER, TASK_SIZE, VM_ACCESS, VM_EXEC,
-    VM_LOCKED, VM_SHARED, VM_WRITE, is_kernel_mm, linear_page_index, mm_struct, mmu, pte_host,
-    pte_pfn, pte_present, vm_area_struct, vma_slot,
+    FAULT_ACCERR, FAULT_HOST, FAULT_MAPERR, FAULT_OK, FAULT_OOM, FAULT_WRITE, HOST_NONE,
+    HOST_READ, HOST_WRITE, PTE_ACCESSED, PTE_DIRTY, PTE_NX, PTE_PRESENT, PTE_PROTNONE, PTE_RW,
+    PTE_SOFT_DIRTY, PTE_SPECIAL, PTE_USER, TASK_SIZE, VM_ACCESS, VM_EXEC, VM_LOCKED, VM_SHARED,
+    VM_WRITE, is_kernel_mm, linear_page_index, mm_struct, pte_host, pte_pfn, pte_present,
+    vm_area_struct, vma_slot,
 )
 from realmem._kernel.page_alloc cimport alloc_pages_node
-from realmem._kernel.page_free cimport put_page
 from realmem._kernel.percpu cimport count_vm_event
 from realmem._kernel.pgtable cimport pte_alloc_locked, pte_offset_locked
 from realmem._kernel.rmap cimport anon_vma_prepare
@@ -236,7 +235,7 @@ cdef int do_shared_fault(mm_struct* mm, vm_area_struct* vma, uint64_t addr, uint
                          int access, bint hardware) noexcept nogil:
     cdef uint64_t entry
     cdef unsigned int host = HOST_NONE
-    cdef int rc
+    cdef int rc = FAULT_OK
     cdef page* p
     if access != FAULT_WRITE and mm.mmu.fault_around > PAGE_SIZE:
         fault_around(mm, vma, addr, pte)
@@ -286,7 +285,7 @@ cdef void fault_around(mm_struct* mm, vm_area_struct* vma, uint64_t addr,
     cdef uint64_t base = (addr & ~<uint64_t>(PAGE_SIZE - 1)) - (<uint64_t>at << PAGE_SHIFT)
     cdef uint64_t where, entry
     cdef page* p
-    cdef int rc
+    cdef int rc = FAULT_OK
     cdef int64_t i
     for i in range(first, end):
         if pte[i - at] != 0:

@@ -1,4 +1,4 @@
-# What concerns a whole address space: fork, exit; and the software accesses.
+# What concerns a whole address space: fork, exit, and what Python asks of it.
 # Each is one nogil section under mm.lock.  Signal-safe, though only Python calls them.
 from libc.stdint cimport int64_t, uint64_t
 
@@ -13,16 +13,6 @@ cdef int mm_fork(mm_struct* parent, uint64_t parent_id, mm_struct* child) noexce
 # Mirrors: mm/mmap.c:exit_mmap().
 # Returns: 0, or -ESRCH.
 cdef int mm_exit(mm_struct* mm, uint64_t id) noexcept nogil
-
-# Software accesses: walk the page tables and touch the frames through the direct map, under
-# the lock that fork and copy-on-write take (invariant 6).
-# Returns: FAULT_OK, another FAULT_* with done_ret bytes transferred, or -ESRCH.
-cdef int mm_access(mm_struct* mm, uint64_t id, uint64_t addr, void* buffer, uint64_t n,
-                   bint write, uint64_t* done_ret) noexcept nogil
-
-# One access a page of [addr, addr + n); a write changes no byte.
-cdef int mm_touch(mm_struct* mm, uint64_t id, uint64_t addr, uint64_t n, bint write,
-                  uint64_t* fault_ret) noexcept nogil
 
 # Take the host's mappings of [start, end) away; the page tables stay.
 cdef int mm_flush(mm_struct* mm, uint64_t id, uint64_t start, uint64_t end) noexcept nogil

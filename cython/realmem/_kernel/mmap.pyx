@@ -3,15 +3,12 @@
 # What fork, munmap and exit do to page tables, and the software way in.
 from libc.errno cimport ENOMEM, ESRCH
 from libc.stdint cimport int64_t, uint64_t
-from libc.string cimport memcpy
 
 from realmem._kernel.account cimport vm_stat_account
-from realmem._kernel.fault cimport handle_mm_fault_locked
 from realmem._kernel.host_calls cimport mutex_lock, mutex_unlock
 from realmem._kernel.mm_types cimport (
-    FAULT_OK, FAULT_READ, FAULT_WRITE, HOST_NONE, HOST_READ, MM_DEAD, MM_LIVE, NR_RLIMITS,
-    PMD_SHIFT, PTE_ACCESSED, PTE_DIRTY, PTE_PRESENT, PTE_RW, PTE_SOFT_DIRTY, PTE_SPECIAL,
-    TASK_SIZE, VM_DONTCOPY, VM_LOCKED_MASK,
+    HOST_NONE, HOST_READ, MM_DEAD, MM_LIVE, NR_RLIMITS,
+    PMD_SHIFT, PTE_RW, PTE_SPECIAL, TASK_SIZE, VM_DONTCOPY, VM_LOCKED_MASK,
     VM_GROWSDOWN, VM_SOFTDIRTY, VM_WIPEONFORK, anon_vma, linear_page_index, mm_struct, mmu,
     pte_pfn, pte_present, pte_with_host, shmem, vm_area_struct, vma_cursor, vma_slot,
 )
@@ -32,7 +29,7 @@ from realmem._kernel.vmaindex cimport (
 from realmem._kernel.window cimport mm_core_put
 from realmem._kernel.zap cimport page_dup_rmap, zap_range_locked
 from realmem.compiler cimport SEQ_CST, atomic64_add_return
-from realmem.types cimport PAGE_SHIFT, PAGE_SIZE, pfn_address, pfn_to_page
+from realmem.types cimport PAGE_SHIFT, PAGE_SIZE, pfn_to_page
 
 cdef enum:
     PGT_CACHE_MIN = 25          # pages that a quicklist keeps after a teardown, at least
@@ -212,66 +209,7 @@ cdef inline bint lock_live_or_stillborn(mm_struct* mm, uint64_t id) noexcept nog
     return False
 
 
-# ---- software accesses ------------------------------------------------------
-
-cdef int mm_access(mm_struct* mm, uint64_t id, uint64_t addr, void* buffer, uint64_t n,
-                   bint write, uint64_t* done_ret) noexcept nogil:
-    cdef uint64_t done = 0
-    cdef uint64_t part
-    cdef uint64_t* pte = NULL
-    cdef char* frame
-    cdef int rc = FAULT_OK
-    if not lock_live(mm, id):
-        return -ESRCH
-    while done < n:
-        rc = soft_pte(mm, addr + done, write, &pte)
-        if rc != FAULT_OK:
-            break
-        part = min(n - done, PAGE_SIZE - ((addr + done) & (PAGE_SIZE - 1)))
-        frame = <char*>pfn_address(mm.mmu.m, pte_pfn(pte[0])) + ((addr + done) & (PAGE_SIZE - 1))
-        if write:
-            memcpy(frame, <char*>buffer + done, part)
-        else:
-            memcpy(<char*>buffer + done, frame, part)
-        done += part
-    mutex_unlock(&mm.lock)
-    done_ret[0] = done
-    return rc
-
-
-# The entry of addr once it allows the access.
-cdef inline int soft_pte(mm_struct* mm, uint64_t addr, bint write,
-                         uint64_t** pte_ret) noexcept nogil:
-    # A store to a clean entry goes by the fault, which notes it.
-    cdef uint64_t need = PTE_PRESENT | PTE_ACCESSED | (
-        PTE_RW | PTE_DIRTY | PTE_SOFT_DIRTY if write else 0)
-    cdef uint64_t* pte = pte_offset_locked(mm, addr) if addr < <uint64_t>TASK_SIZE else NULL
-    cdef int rc
-    if pte == NULL or pte[0] & need != need:
-        rc = handle_mm_fault_locked(mm, addr, FAULT_WRITE if write else FAULT_READ, False)
-        if rc != FAULT_OK:
-            return rc
-        pte = pte_offset_locked(mm, addr)
-    pte_ret[0] = pte
-    return FAULT_OK
-
-
-cdef int mm_touch(mm_struct* mm, uint64_t id, uint64_t addr, uint64_t n, bint write,
-                  uint64_t* fault_ret) noexcept nogil:
-    cdef uint64_t done = 0          # counted up: addr + n may pass 2**64
-    cdef uint64_t* pte = NULL
-    cdef int rc = FAULT_OK
-    if not lock_live(mm, id):
-        return -ESRCH
-    while done < n:
-        rc = soft_pte(mm, addr + done, write, &pte)
-        if rc != FAULT_OK:
-            fault_ret[0] = addr + done
-            break
-        done += PAGE_SIZE - ((addr + done) & (PAGE_SIZE - 1))
-    mutex_unlock(&mm.lock)
-    return rc
-
+# ---- looking ----------------------------------------------------------------
 
 cdef int mm_flush(mm_struct* mm, uint64_t id, uint64_t start, uint64_t end) noexcept nogil:
     if not lock_live(mm, id):

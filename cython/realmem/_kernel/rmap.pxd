@@ -20,7 +20,8 @@ cdef void rmap_unlink(mmu* u, vm_area_struct* vma, anon_vma** dead_ref) noexcept
 cdef void anon_vma_free(mmu* u, anon_vma* dead) noexcept nogil
 
 # A child's VMA shares the anonymous pages of its parent's.  Mirrors: anon_vma_fork().
-cdef void anon_vma_fork(mmu* u, vm_area_struct* child, const vm_area_struct* parent) noexcept nogil
+cdef void anon_vma_fork(mmu* u, vm_area_struct* child,
+                        const vm_area_struct* parent) noexcept nogil
 
 # One place where a page may be mapped.
 cdef struct rmap_place:

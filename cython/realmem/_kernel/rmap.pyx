@@ -192,7 +192,8 @@ cdef uint64_t new_id(mmu* u) noexcept nogil:
     return id
 
 
-cdef void anon_vma_fork(mmu* u, vm_area_struct* child, const vm_area_struct* parent) noexcept nogil:
+cdef void anon_vma_fork(mmu* u, vm_area_struct* child,
+                        const vm_area_struct* parent) noexcept nogil:
     child.anon_vma = parent.anon_vma
     child.anon_id = new_id(u)
     child.forked = 1

@@ -1,7 +1,7 @@
 # cython: language_level=3, cdivision=True, boundscheck=False, wraparound=False
 # cython: initializedcheck=False, nonecheck=False, profile=False, linetrace=False
 from libc.errno cimport ENOMEM
-from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memset
 
 from realmem._kernel.host_calls cimport mutex_lock, mutex_unlock
@@ -16,10 +16,9 @@ from realmem._kernel.radix_tree cimport (
 )
 from realmem._kernel.rmap cimport rmap_place, rmap_ranges
 from realmem._kernel.zap cimport zap_range_locked
-from realmem.compiler cimport SEQ_CST, atomic64_add_return, atomic_add_return, load64, peek64
+from realmem.compiler cimport SEQ_CST, atomic64_add_return, atomic_add_return
 from realmem.types cimport (
-    GFP_HIGHUSER_MOVABLE, GFP_ZERO, PG_dirty, PG_mlocked, PG_swapbacked, PG_uptodate, machine,
-    page,
+    GFP_HIGHUSER_MOVABLE, GFP_ZERO, PG_dirty, PG_mlocked, PG_swapbacked, PG_uptodate, page,
 )
 
 cdef enum: FEW = 32
@@ -174,4 +173,3 @@ cdef void shmem_punch(shmem* object, uint64_t first, uint64_t last) noexcept nog
                     # What was found may have changed since: only the object's entries go.
                     zap_range_locked(places[i].mm, places[i].address, ends[i], object, False)
                 mutex_unlock(&places[i].mm.lock)
-

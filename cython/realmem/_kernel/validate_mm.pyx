@@ -19,7 +19,7 @@ from realmem._kernel.mm_finding cimport (
 )
 from realmem._kernel.mm_types cimport (
     HOST_READ, HOST_WRITE, MM_LIVE, PTE_GUARD, PTE_PRESENT, PTE_RW, PTE_SPECIAL,
-    PTRS_PER_TABLE, USER_PGD_PTRS, VM_ACCESS, VM_EXEC, VM_WRITE, linear_page_index, mm_core,
+    PTRS_PER_TABLE, USER_PGD_PTRS, VM_ACCESS, VM_WRITE, linear_page_index, mm_core,
     mm_struct, mmu, pte_host, pte_pfn, pte_present, vma_cursor, vma_slot,
 )
 from realmem._kernel.slab_types cimport kmem_cache

@@ -50,7 +50,8 @@ cdef bint validate_vmap_locked(vmap_space* s, mm_finding* finding_ret, int64_t* 
         return fail(finding_ret, MM_VMAP_STRAY, s.mm.windows.user_start, <int64_t>mapped,
                     <int64_t>entries)
     if tables_ret[0] != s.mm.core.nr_ptes:
-        return fail(finding_ret, MM_NR_PTES, s.mm.windows.user_start, tables_ret[0], s.mm.core.nr_ptes)
+        return fail(finding_ret, MM_NR_PTES, s.mm.windows.user_start, tables_ret[0],
+                    s.mm.core.nr_ptes)
     if count_edges_locked(s.mm) != s.mm.host_edges:
         return fail(finding_ret, MM_HOST_EDGES, s.mm.windows.user_start, count_edges_locked(s.mm),
                     s.mm.host_edges)

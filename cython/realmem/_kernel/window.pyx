@@ -25,7 +25,7 @@ from realmem._kernel.mm_types cimport (
 from realmem._kernel.pgtable cimport pgd_alloc
 from realmem._kernel.vmaindex cimport NR_VMA_CHUNKS, vma_index_clear
 from realmem.compiler cimport SEQ_CST, atomic64_add_return, load64, peek_int, store64
-from realmem.types cimport PAGE_SIZE, machine
+from realmem.types cimport machine
 
 cdef enum: GIB = 1 << 30
 cdef enum: DEFAULT_RLIMIT = 8 << 20     # STACK and MEMLOCK, as Linux's init gets them
@@ -236,7 +236,7 @@ cdef void windows_after_fork() noexcept nogil:
     cdef window* w
     cdef int i
     while mm != NULL:
-        for i in range(mm.nr_windows if mm.state != MM_FREE else 0):
+        for i in range(mm.nr_windows):      # none of a free block
             w = mm.windows + i
             # Where the host refuses even that, unmap: a stale view then dies by a signal.
             if host_clear(w.host_base, w.length) != 0:

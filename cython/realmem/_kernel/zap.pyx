@@ -1,6 +1,6 @@
 # cython: language_level=3, cdivision=True, boundscheck=False, wraparound=False
 # cython: initializedcheck=False, nonecheck=False, profile=False, linetrace=False
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport uint64_t
 
 from realmem._kernel.mm_types cimport (
     PMD_SHIFT, PTE_SPECIAL, mm_struct, mmu, pte_pfn, pte_present, shmem,

@@ -1,0 +1,185 @@
+# cython: language_level=3, cdivision=True, boundscheck=False, wraparound=False
+# cython: initializedcheck=False, nonecheck=False, profile=False, linetrace=False
+# A page's walk is remembered in a soft TLB for as long as the lock is held: nobody can change
+# an entry meanwhile.  The lock is given up now and then, for the threads that wait in the
+# handler.
+from libc.errno cimport ESRCH
+from libc.stdint cimport uint8_t, uint64_t
+from libc.string cimport memcpy, memset
+
+from realmem._kernel.fault cimport handle_mm_fault_locked
+from realmem._kernel.host_calls cimport mutex_lock, mutex_unlock
+from realmem._kernel.mm_types cimport (
+    FAULT_OK, FAULT_READ, FAULT_WRITE, MM_LIVE, PTE_ACCESSED, PTE_DIRTY, PTE_PRESENT, PTE_RW,
+    PTE_SOFT_DIRTY, TASK_SIZE, mm_struct, pte_pfn,
+)
+from realmem._kernel.pgtable cimport pte_offset_locked
+from realmem.compiler cimport likely
+from realmem.types cimport PAGE_SHIFT, PAGE_SIZE, pfn_address
+
+cdef extern from *:
+    # A store that other threads' stores to the same byte survive.
+    uint8_t atomic8_or "__atomic_fetch_or"(uint8_t* p, uint8_t v, int order) noexcept nogil
+
+cdef enum:
+    SOFT_TLB = 256              # entries; direct mapped
+    TURN_PAGES = 4096           # between two moments without the lock
+    TURN_ACCESSES = 65536
+    RELAXED = 0
+
+# By page: where its frame is; what a hit needs no walk for.
+cdef struct tlb_entry:
+    uint64_t page               # page number << 1, | 1 for one that was walked for a store; 0
+    uint8_t* frame
+
+
+cdef inline bint lock_live(mm_struct* mm, uint64_t id) noexcept nogil:
+    mutex_lock(&mm.lock)
+    if mm.id == id and mm.state == MM_LIVE:
+        return True
+    mutex_unlock(&mm.lock)
+    return False
+
+
+# Whether the lock was given up, and another live turn began.
+cdef inline bint take_turns(mm_struct* mm, uint64_t id) noexcept nogil:
+    mutex_unlock(&mm.lock)
+    return lock_live(mm, id)
+
+
+# The entry of addr once it allows the access.
+cdef inline int soft_pte(mm_struct* mm, uint64_t addr, bint write,
+                         uint64_t** pte_ret) noexcept nogil:
+    # A store to a clean entry goes by the fault, which notes it.
+    cdef uint64_t need = PTE_PRESENT | PTE_ACCESSED | (
+        PTE_RW | PTE_DIRTY | PTE_SOFT_DIRTY if write else 0)
+    cdef uint64_t* pte = pte_offset_locked(mm, addr) if addr < <uint64_t>TASK_SIZE else NULL
+    cdef int rc
+    if pte == NULL or pte[0] & need != need:
+        rc = handle_mm_fault_locked(mm, addr, FAULT_WRITE if write else FAULT_READ, False)
+        if rc != FAULT_OK:
+            return rc
+        pte = pte_offset_locked(mm, addr)
+    pte_ret[0] = pte
+    return FAULT_OK
+
+
+cdef inline uint8_t* frame_at(mm_struct* mm, const uint64_t* pte) noexcept nogil:
+    return <uint8_t*>pfn_address(mm.mmu.m, pte_pfn(pte[0]))
+
+
+cdef int mm_access(mm_struct* mm, uint64_t id, uint64_t addr, void* buffer, uint64_t n,
+                   bint write, uint64_t* done_ret) noexcept nogil:
+    cdef uint64_t done = 0
+    cdef uint64_t part
+    cdef uint64_t turn = 0
+    cdef uint64_t* pte = NULL
+    cdef uint8_t* at
+    cdef int rc = FAULT_OK
+    if not lock_live(mm, id):
+        return -ESRCH
+    while done < n:
+        rc = soft_pte(mm, addr + done, write, &pte)
+        if rc != FAULT_OK:
+            break
+        part = min(n - done, PAGE_SIZE - ((addr + done) & (PAGE_SIZE - 1)))
+        at = frame_at(mm, pte) + ((addr + done) & (PAGE_SIZE - 1))
+        if write:
+            memcpy(at, <uint8_t*>buffer + done, part)
+        else:
+            memcpy(<uint8_t*>buffer + done, at, part)
+        done += part
+        turn += 1
+        if turn & (TURN_PAGES - 1) == 0 and not take_turns(mm, id):
+            done_ret[0] = done
+            return -ESRCH
+    mutex_unlock(&mm.lock)
+    done_ret[0] = done
+    return rc
+
+
+cdef int mm_fill(mm_struct* mm, uint64_t id, uint64_t addr, uint64_t n, int byte,
+                 uint64_t* done_ret) noexcept nogil:
+    cdef uint64_t done = 0
+    cdef uint64_t part
+    cdef uint64_t turn = 0
+    cdef uint64_t* pte = NULL
+    cdef int rc = FAULT_OK
+    if not lock_live(mm, id):
+        return -ESRCH
+    while done < n:
+        rc = soft_pte(mm, addr + done, True, &pte)
+        if rc != FAULT_OK:
+            break
+        part = min(n - done, PAGE_SIZE - ((addr + done) & (PAGE_SIZE - 1)))
+        memset(frame_at(mm, pte) + ((addr + done) & (PAGE_SIZE - 1)), byte, part)
+        done += part
+        turn += 1
+        if turn & (TURN_PAGES - 1) == 0 and not take_turns(mm, id):
+            done_ret[0] = done
+            return -ESRCH
+    mutex_unlock(&mm.lock)
+    done_ret[0] = done
+    return rc
+
+
+cdef int mm_touch(mm_struct* mm, uint64_t id, uint64_t addr, uint64_t n, bint write,
+                  uint64_t* fault_ret) noexcept nogil:
+    cdef uint64_t done = 0          # counted up: addr + n may pass 2**64
+    cdef uint64_t turn = 0
+    cdef uint64_t* pte = NULL
+    cdef int rc = FAULT_OK
+    if not lock_live(mm, id):
+        return -ESRCH
+    while done < n:
+        rc = soft_pte(mm, addr + done, write, &pte)
+        if rc != FAULT_OK:
+            fault_ret[0] = addr + done
+            break
+        done += PAGE_SIZE - ((addr + done) & (PAGE_SIZE - 1))
+        turn += 1
+        if turn & (TURN_PAGES - 1) == 0 and not take_turns(mm, id):
+            return -ESRCH
+    mutex_unlock(&mm.lock)
+    return rc
+
+
+cdef int mm_access_all(mm_struct* mm, uint64_t id, const uint64_t* addresses,
+                       const uint8_t* writes, uint64_t n, uint64_t* done_ret) noexcept nogil:
+    cdef tlb_entry tlb[SOFT_TLB]
+    cdef tlb_entry* entry
+    cdef uint64_t i = 0
+    cdef uint64_t stop, addr, tag
+    cdef uint64_t* pte = NULL
+    cdef uint8_t _seen
+    cdef bint write
+    cdef int rc = FAULT_OK
+    if not lock_live(mm, id):
+        return -ESRCH
+    while i < n and rc == FAULT_OK:
+        memset(tlb, 0, sizeof(tlb))
+        stop = min(n, i + TURN_ACCESSES)
+        while i < stop:
+            addr = addresses[i]
+            write = writes != NULL and writes[i] != 0
+            tag = (addr >> PAGE_SHIFT) << 1
+            entry = &tlb[(addr >> PAGE_SHIFT) & (SOFT_TLB - 1)]
+            # An entry for stores serves loads, too.
+            if not likely(entry.page | 1 == tag | 1 and entry.page >= tag + write
+                          and entry.frame != NULL):
+                rc = soft_pte(mm, addr, write, &pte)
+                if rc != FAULT_OK:
+                    break
+                entry.page = tag + write
+                entry.frame = frame_at(mm, pte)
+            if write:
+                atomic8_or(entry.frame + (addr & (PAGE_SIZE - 1)), 0, RELAXED)
+            else:
+                _seen = (<volatile uint8_t*>entry.frame)[addr & (PAGE_SIZE - 1)]
+            i += 1
+        if i < n and rc == FAULT_OK and not take_turns(mm, id):
+            done_ret[0] = i
+            return -ESRCH
+    mutex_unlock(&mm.lock)
+    done_ret[0] = i
+    return rc

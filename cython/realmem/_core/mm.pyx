@@ -72,6 +72,7 @@ MESSAGES = (
     "address {where:#x}: the VMA differs from what is published of it",
     "total_vm or its kin: {found} pages counted, the VMAs have {expected}",
     "address {where:#x}: its frame is page {found} of its owner, the VMA expects {expected}",
+    "address {where:#x}: huge entry {found:#x} and the table that it keeps differ",
 )
 STEPS = {"vmas": STEP_VMAS, "zap": STEP_ZAP, "protect": STEP_PROTECT, "move": STEP_MOVE,
          "lock": STEP_LOCK}
@@ -177,6 +178,18 @@ cdef class Mmu:
         """Publish vm.mmap_min_addr and the gap that stacks keep below them, in bytes."""
         self.u.mmap_min_addr = mmap_min_addr
         self.u.stack_guard_gap = stack_guard_gap
+
+    def set_folios(self, uint32_t always, uint32_t madvise):
+        """Publish the orders (bits) that anonymous faults try: everywhere, or if advised."""
+        self.u.thp_always = always
+        self.u.thp_madvise = madvise
+
+    @property
+    def folio_counts(self):
+        """(allocated, fallen back) by order, since the machine was made."""
+        cdef int order
+        return ([self.u.mthp_alloc[order] for order in range(16)],
+                [self.u.mthp_fallback[order] for order in range(16)])
 
     def places_of(self, uint64_t pfn):
         """
@@ -497,6 +510,11 @@ cdef class AddressSpace:
         self.mm.core.may_lock = ipc_lock
         self.mm.core.may_reserve = sys_admin
 
+    def set_thp_disabled(self, bint disabled):
+        """Let faults bring single pages only (PR_SET_THP_DISABLE)."""
+        self.alive()
+        self.mm.core.thp_disabled = disabled
+
     def shmem_create(self, uint64_t pages, bint noreserve=False):
         """
         Make an object for shared anonymous memory.
@@ -595,7 +613,7 @@ cdef class AddressSpace:
         self.count_range(start, end, &s)
         return Smaps(s.rss, s.pss, s.pss_dirty, s.shared_clean, s.shared_dirty,
                      s.private_clean, s.private_dirty, s.referenced, s.anonymous, s.lazyfree,
-                     0, 0, 0, 0, 0, s.pss_locked)
+                     s.huge, 0, 0, 0, 0, s.pss_locked)
 
     def numa(self, uint64_t start, uint64_t end):
         """Count the pages of a range: (anon, dirty, mapmax, active, pages by node, huge)."""
@@ -603,7 +621,7 @@ cdef class AddressSpace:
         cdef int nid
         self.count_range(start, end, &s)
         nodes = [s.nodes[nid] for nid in range(self.mmu.u.m.nr_nodes)]
-        return s.anonymous, s.dirty, s.mapmax, s.active, nodes, 0
+        return s.anonymous, s.dirty, s.mapmax, s.active, nodes, s.huge
 
     def clear_refs(self, str what, tree=None):
         """

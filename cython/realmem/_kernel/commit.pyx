@@ -14,8 +14,9 @@ from realmem._kernel.mm_types cimport (
     vm_area_struct, vma_cursor, vma_slot,
 )
 from realmem._kernel.pgtable cimport (
-    clear_pte_locked, free_pgtables_locked, next_table_locked, pte_alloc_locked,
-    set_pte_locked, tables_reserve_locked, tables_unreserve_locked,
+    clear_pte_locked, free_pgtables_locked, next_table_locked, next_table_split_locked,
+    pte_alloc_locked, set_pte_locked, split_huge_locked, tables_reserve_locked,
+    tables_unreserve_locked,
 )
 from realmem._kernel.quicklist cimport quicklist_trim
 from realmem._kernel.rmap cimport anon_vma_free, rmap_link, rmap_unlink
@@ -30,6 +31,7 @@ from realmem.compiler cimport BUG, SEQ_CST, atomic64_add_return
 from realmem.types cimport PAGE_SHIFT, PAGE_SIZE, PG_anon, page, pfn_to_page
 
 cdef enum:
+    PMD_SIZE = 1 << PMD_SHIFT
     PGT_CACHE_MIN = 25          # pages that a quicklist keeps after a teardown, at least
     PGT_CACHE_STEP = 16         # and gives back at most
 
@@ -231,6 +233,11 @@ cdef void enter(transaction* t, vm_area_struct* vma, const new_vma* new,
     vma.vm_mm = mm
     vma.vm_next = NULL
     vma_insert(&mm.vmas, vma)
+    # Mirrors: mm/huge_memory.c:vma_adjust_trans_huge().
+    if new.start & (PMD_SIZE - 1):
+        split_huge_locked(mm, new.start)
+    if new.end & (PMD_SIZE - 1):
+        split_huge_locked(mm, new.end)
     vm_stat_account(mm.core, vma.vm_flags, pages_of(vma))
     rmap_link(mm.mmu, vma)
 
@@ -271,7 +278,7 @@ cdef void protect_range(mm_struct* mm, const vm_area_struct* vma, uint64_t start
     elif not vma.vm_flags & VM_WRITE:
         tlb_protect_locked(mm, start, end, HOST_READ)
     while True:
-        table = next_table_locked(mm, &addr, end)
+        table = next_table_split_locked(mm, &addr, end)
         if table == NULL:
             return
         while addr < end:
@@ -315,7 +322,7 @@ cdef void move_page_tables(mm_struct* mm, uint64_t old, uint64_t new,
     tlb_flush_locked(mm, old, end)
     tlb_flush_locked(mm, new, new + length)
     while True:
-        table = next_table_locked(mm, &addr, end)
+        table = next_table_split_locked(mm, &addr, end)
         if table == NULL:
             break
         while addr < end:

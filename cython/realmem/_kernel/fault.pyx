@@ -18,14 +18,14 @@ from libc.string cimport memcpy
 from realmem._kernel.expand cimport expand_stack_locked
 from realmem._kernel.mm_types cimport (
     FAULT_ACCERR, FAULT_HOST, FAULT_MAPERR, FAULT_OK, FAULT_OOM, FAULT_WRITE, HOST_NONE,
-    HOST_READ, HOST_WRITE, PTE_ACCESSED, PTE_DIRTY, PTE_NX, PTE_PRESENT, PTE_PROTNONE, PTE_RW,
-    PTE_SOFT_DIRTY, PTE_SPECIAL, PTE_USER, TASK_SIZE, VM_ACCESS, VM_EXEC, VM_LOCKED, VM_SHARED,
-    VM_WRITE, is_kernel_mm, linear_page_index, mm_struct, pte_host, pte_pfn, pte_present,
-    vm_area_struct, vma_slot,
+    HOST_READ, HOST_WRITE, PTE_ACCESSED, PTE_DIRTY, PTE_PRESENT, PTE_RW, PTE_SOFT_DIRTY,
+    PTE_SPECIAL, TASK_SIZE, VM_ACCESS, VM_LOCKED, VM_SHARED, VM_WRITE, is_kernel_mm,
+    linear_page_index, mm_struct, pte_host, pte_pfn, pte_present, vm_area_struct, vma_slot,
 )
 from realmem._kernel.page_alloc cimport alloc_pages_node
 from realmem._kernel.percpu cimport count_vm_event
-from realmem._kernel.pgtable cimport pte_alloc_locked, pte_offset_locked
+from realmem._kernel.folio cimport anon_folio_fault, folios_wanted, make_entry
+from realmem._kernel.pgtable cimport pte_alloc_locked, pte_offset_locked, split_huge_locked
 from realmem._kernel.rmap cimport anon_vma_prepare
 from realmem._kernel.shmem cimport shmem_get_page
 from realmem._kernel.tlb cimport tlb_fill_locked, tlb_install_locked
@@ -145,18 +145,6 @@ cdef inline int install(mm_struct* mm, uint64_t addr, uint64_t* pte, uint64_t en
     return FAULT_OK if tlb_install_locked(mm, addr, pte, entry, host) == 0 else FAULT_HOST
 
 
-# vma->vm_page_prot, without the right to write.
-cdef uint64_t make_entry(const vm_area_struct* vma, uint64_t pfn) noexcept nogil:
-    cdef uint64_t entry = (pfn << PAGE_SHIFT) | PTE_USER
-    if vma.vm_flags & VM_ACCESS:
-        entry |= PTE_PRESENT | PTE_ACCESSED
-    else:
-        entry |= PTE_PROTNONE
-    if not vma.vm_flags & VM_EXEC:
-        entry |= <uint64_t>PTE_NX
-    return entry
-
-
 # Which node a frame comes from: a raw fault takes it from that of the CPU that it happens on,
 # a software access from where the process is said to run.
 cdef inline int fault_node(const mm_struct* mm, bint hardware) noexcept nogil:
@@ -172,6 +160,9 @@ cdef int do_anonymous_page(mm_struct* mm, vm_area_struct* vma, uint64_t addr, ui
     if access != FAULT_WRITE:
         return install(mm, addr, pte, make_entry(vma, mm.mmu.zero_pfn) | PTE_SPECIAL,
                        HOST_READ if hardware else HOST_NONE)
+    if unlikely(folios_wanted(mm, vma) != 0):
+        if anon_folio_fault(mm, vma, addr, pte, fault_node(mm, hardware), hardware) == 0:
+            return FAULT_OK
     p = anon_page(mm, vma, addr, GFP_HIGHUSER_MOVABLE | GFP_ZERO, hardware)
     if p == NULL:
         return FAULT_OOM
@@ -211,6 +202,7 @@ cdef int do_wp_page(mm_struct* mm, vm_area_struct* vma, uint64_t addr, uint64_t*
     cdef page* new
     cdef unsigned int host = HOST_WRITE if hardware else HOST_NONE
     cdef int rc
+    split_huge_locked(mm, addr)     # this page is going to differ from its neighbours
     if not zero and old.flags & (1 << PG_anon) and load64(&old.counts.word) == ONE_OWNER:
         # The others dropped their references after their flushes, and nobody can take a new
         # one: sharing needs an entry that maps it, and the only one is under our lock.

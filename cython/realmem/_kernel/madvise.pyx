@@ -9,7 +9,7 @@ from realmem._kernel.mm_types cimport (
     PTE_SOFT_DIRTY, PTE_SPECIAL, mm_struct, pte_pfn, pte_present, vma_slot,
 )
 from realmem._kernel.pgtable cimport (
-    clear_pte_locked, free_pgtables_locked, next_table_locked, pte_alloc_locked,
+    clear_pte_locked, free_pgtables_locked, next_table_split_locked, pte_alloc_locked,
     set_pte_locked,
 )
 from realmem._kernel.rmap cimport anon_vma_prepare
@@ -69,7 +69,7 @@ cdef void change_range(mm_struct* mm, uint64_t start, uint64_t end, int what) no
     cdef uint64_t* table
     cdef uint64_t* pte
     while True:
-        table = next_table_locked(mm, &addr, end)
+        table = next_table_split_locked(mm, &addr, end)
         if table == NULL:
             return
         while addr < end:

@@ -25,6 +25,7 @@ cdef enum:
     MM_OBJECTS = 19             # objects of a slab cache (`where`) in use, and in use by nobody
     MM_VMA_OBJECT = 20          # a VMA and the slot that publishes it differ
     MM_COUNTERS = 21            # total_vm and its kin
+    MM_HUGE = 23                # a huge entry and the table that it keeps differ
     MM_RMAP = 22                # a frame's owner or page is not that of the VMA that maps it
 
 cdef struct mm_finding:

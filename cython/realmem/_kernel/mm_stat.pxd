@@ -16,6 +16,7 @@ cdef struct range_stat:
     int64_t referenced
     int64_t anonymous
     int64_t lazyfree
+    int64_t huge                # mapped by huge entries
     int64_t dirty               # numa_maps' way of counting: by entry or page
     int64_t active
     int64_t mapmax

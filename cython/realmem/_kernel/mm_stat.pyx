@@ -9,7 +9,7 @@ from realmem._kernel.mm_types cimport (
     MM_LIVE, PMD_SHIFT, PTE_ACCESSED, PTE_DIRTY, PTE_GUARD, PTE_SOFT_DIRTY, PTE_SPECIAL,
     VM_LOCKED, VM_SOFTDIRTY, linear_page_index, mm_struct, pte_pfn, pte_present, vma_slot,
 )
-from realmem._kernel.pgtable cimport next_table_locked, pte_offset_locked
+from realmem._kernel.pgtable cimport is_huge_locked, next_table_locked, pte_offset_locked
 from realmem._kernel.radix_tree cimport radix_load
 from realmem._kernel.vmaindex cimport vma_find
 from realmem._kernel.zap cimport page_mapcount
@@ -47,6 +47,8 @@ cdef int mm_range_stat(mm_struct* mm, uint64_t id, uint64_t start, uint64_t end,
         table = next_table_locked(mm, &addr, end)
         if table == NULL:
             break
+        if addr & ((1 << PMD_SHIFT) - 1) == 0 and is_huge_locked(mm, addr):
+            stat_ret.huge += 512
         while addr < end:
             entry = table[(addr >> PAGE_SHIFT) & 511]
             if pte_present(entry) and not entry & PTE_SPECIAL:

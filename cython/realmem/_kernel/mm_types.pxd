@@ -68,6 +68,8 @@ cdef enum:
     VM_NORESERVE = 0x200000
     VM_WIPEONFORK = 0x2000000
     VM_SOFTDIRTY = 0x8000000
+    VM_HUGEPAGE = 0x20000000
+    VM_NOHUGEPAGE = 0x40000000
     VM_LOCKED_MASK = 0x82000
 
 # What an access wants.
@@ -226,6 +228,13 @@ cdef struct mmu:
     int32_t overcommit          # vm.overcommit_memory
     int64_t stack_guard_gap     # bytes
     uint64_t mmap_min_addr
+    # Folios of more than a page, bit by order: for every VMA, and for those that asked.
+    uint32_t thp_always
+    uint32_t thp_madvise
+    int64_t thp_fault_alloc
+    int64_t thp_fault_fallback
+    int64_t mthp_alloc[16]      # by order, sysfs's anon_fault_alloc and anon_fault_fallback
+    int64_t mthp_fallback[16]
     # Fault-around, bytes: a power of two of pages (debugfs fault_around_bytes).
     uint64_t fault_around
 
@@ -266,6 +275,7 @@ cdef struct mm_core:
     uint64_t rlimits[4]         # NR_RLIMITS, bytes
     int32_t may_lock            # CAP_IPC_LOCK
     int32_t may_reserve         # CAP_SYS_ADMIN
+    int32_t thp_disabled        # PR_SET_THP_DISABLE
     uint64_t* reserve           # tables set aside for a change that must not fail
     task_struct* owner          # NULL for the vmalloc area's
 

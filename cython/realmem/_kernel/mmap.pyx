@@ -13,7 +13,7 @@ from realmem._kernel.mm_types cimport (
     pte_pfn, pte_present, pte_with_host, shmem, vm_area_struct, vma_cursor, vma_slot,
 )
 from realmem._kernel.pgtable cimport (
-    free_pgtables_locked, next_table_locked, pgd_free, pte_alloc_locked, pte_offset_locked,
+    free_pgtables_locked, next_table_split_locked, pgd_free, pte_alloc_locked, pte_offset_locked,
     table_of, walk_step,
 )
 from realmem._kernel.quicklist cimport quicklist_trim
@@ -134,7 +134,7 @@ cdef int copy_page_range(mm_struct* parent, mm_struct* child,
     cdef uint64_t* child_table
     cdef uint64_t used
     while True:
-        table = next_table_locked(parent, &addr, slot.end)
+        table = next_table_split_locked(parent, &addr, slot.end)
         if table == NULL:
             return 0
         child_table = NULL

@@ -31,6 +31,19 @@ cdef uint64_t* pte_alloc_locked(mm_struct* mm, uint64_t addr) noexcept nogil
 # covers; NULL when there is none.  For loops over what is present.
 cdef uint64_t* next_table_locked(mm_struct* mm, uint64_t* addr_ref, uint64_t end) noexcept nogil
 
+# The same for who will change entries one by one: what was a huge entry is a table after it.
+cdef uint64_t* next_table_split_locked(mm_struct* mm, uint64_t* addr_ref,
+                                       uint64_t end) noexcept nogil
+
+# A PMD entry that maps 2 MiB keeps the table with the 512 entries that it stands for, set aside
+# in a shadow of its PMD table (compare pgtable_trans_huge_deposit()): all else goes on with
+# that, so that splitting one is a store and cannot fail.
+cdef bint is_huge_locked(mm_struct* mm, uint64_t addr) noexcept nogil
+# Preconditions: the table of addr is there; its entries map 2 MiB in a row with equal rights.
+# Returns: 0; -ENOMEM, and it stays a table.
+cdef int make_huge_locked(mm_struct* mm, uint64_t addr, uint64_t value) noexcept nogil
+cdef void split_huge_locked(mm_struct* mm, uint64_t addr) noexcept nogil
+
 # Set an empty entry, clear a used one: they keep the table's count of used entries.
 cdef void set_pte_locked(mm_struct* mm, uint64_t* pte, uint64_t value) noexcept nogil
 cdef void clear_pte_locked(mm_struct* mm, uint64_t* pte) noexcept nogil

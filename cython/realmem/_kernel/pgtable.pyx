@@ -29,6 +29,7 @@ cdef page* table_alloc(mmu* u) noexcept nogil:
     if likely(p != NULL):
         p.flags |= <uint64_t>1 << PG_table
         p.private = 0
+        p.index = 0
     return p
 
 
@@ -200,16 +201,17 @@ cdef unsigned int table_index(uint64_t addr, int level) noexcept nogil:
 
 cdef uint64_t* pte_offset_locked(mm_struct* mm, uint64_t addr) noexcept nogil:
     cdef mmu* u = mm.mmu
+    cdef uint64_t* pmd
     cdef uint64_t entry = table_at(u, mm.core.pgd_pfn)[(addr >> PGDIR_SHIFT) & 511]
     if entry == 0:
         return NULL
     entry = table_at(u, pte_pfn(entry))[(addr >> PUD_SHIFT) & 511]
     if entry == 0:
         return NULL
-    entry = table_at(u, pte_pfn(entry))[(addr >> PMD_SHIFT) & 511]
-    if entry == 0:
+    pmd = table_at(u, pte_pfn(entry)) + ((addr >> PMD_SHIFT) & 511)
+    if pmd[0] == 0:
         return NULL
-    return table_at(u, pte_pfn(entry)) + ((addr >> PAGE_SHIFT) & 511)
+    return table_below(u, pmd) + ((addr >> PAGE_SHIFT) & 511)
 
 
 cdef uint64_t* pte_alloc_locked(mm_struct* mm, uint64_t addr) noexcept nogil:
@@ -230,7 +232,7 @@ cdef uint64_t* pte_alloc_locked(mm_struct* mm, uint64_t addr) noexcept nogil:
             entry[0] = (page_to_pfn(u.m, p) << PAGE_SHIFT) | bits
             table_of(u, entry).private += 1
             mm.core.nr_ptes += 1
-        entry = table_at(u, pte_pfn(entry[0])) + table_index(addr, level)
+        entry = table_below(u, entry) + table_index(addr, level)
     return entry
 
 
@@ -246,12 +248,76 @@ cdef uint64_t* next_table_locked(mm_struct* mm, uint64_t* addr_ref, uint64_t end
             if table[(addr >> shift) & 511] == 0:
                 addr = ((addr >> shift) + 1) << shift
                 break
-            table = table_at(u, pte_pfn(table[(addr >> shift) & 511]))
+            table = table_below(u, table + ((addr >> shift) & 511))
         else:
             addr_ref[0] = addr
             return table
     return NULL
 
+
+cdef uint64_t* next_table_split_locked(mm_struct* mm, uint64_t* addr_ref,
+                                       uint64_t end) noexcept nogil:
+    cdef uint64_t* table = next_table_locked(mm, addr_ref, end)
+    if table != NULL:
+        split_huge_locked(mm, addr_ref[0])
+    return table
+
+
+# ---- huge entries -----------------------------------------------------------
+
+# The table that an entry leads to, a huge one included.
+cdef inline uint64_t* table_below(mmu* u, uint64_t* entry) noexcept nogil:
+    if unlikely(entry[0] & PTE_PSE):
+        return table_at(u, pte_pfn(shadow_of(u, entry)[0]))
+    return table_at(u, pte_pfn(entry[0]))
+
+
+cdef inline uint64_t* shadow_of(mmu* u, uint64_t* pmd) noexcept nogil:
+    return table_at(u, table_of(u, pmd).index) + ((<uint64_t>pmd >> 3) & 511)
+
+
+cdef uint64_t* pmd_offset(mm_struct* mm, uint64_t addr) noexcept nogil:
+    cdef mmu* u = mm.mmu
+    cdef uint64_t entry = table_at(u, mm.core.pgd_pfn)[(addr >> PGDIR_SHIFT) & 511]
+    if entry == 0:
+        return NULL
+    entry = table_at(u, pte_pfn(entry))[(addr >> PUD_SHIFT) & 511]
+    if entry == 0:
+        return NULL
+    return table_at(u, pte_pfn(entry)) + ((addr >> PMD_SHIFT) & 511)
+
+
+cdef bint is_huge_locked(mm_struct* mm, uint64_t addr) noexcept nogil:
+    cdef uint64_t* pmd = pmd_offset(mm, addr)
+    return pmd != NULL and pmd[0] & PTE_PSE != 0
+
+
+cdef int make_huge_locked(mm_struct* mm, uint64_t addr, uint64_t value) noexcept nogil:
+    cdef mmu* u = mm.mmu
+    cdef uint64_t* pmd = pmd_offset(mm, addr)
+    cdef page* table = table_of(u, pmd)
+    cdef page* p
+    if table.index == 0:
+        p = table_alloc(u)
+        if p == NULL:
+            return -ENOMEM
+        table.index = page_to_pfn(u.m, p)
+        mm.core.nr_ptes += 1
+    shadow_of(u, pmd)[0] = pmd[0]
+    pmd[0] = value | PTE_PSE
+    return 0
+
+
+cdef void split_huge_locked(mm_struct* mm, uint64_t addr) noexcept nogil:
+    cdef uint64_t* pmd = pmd_offset(mm, addr)
+    cdef uint64_t* shadow
+    if pmd != NULL and pmd[0] & PTE_PSE:
+        shadow = shadow_of(mm.mmu, pmd)
+        pmd[0] = shadow[0]
+        shadow[0] = 0
+
+
+# ---- entries ----------------------------------------------------------------
 
 cdef void set_pte_locked(mm_struct* mm, uint64_t* pte, uint64_t value) noexcept nogil:
     if pte[0] == 0:
@@ -281,10 +347,14 @@ cdef void free_pgtables_locked(mm_struct* mm, uint64_t start, uint64_t end) noex
 cdef void free_level(mm_struct* mm, uint64_t* entry, uint64_t base, int level,
                      uint64_t start, uint64_t end) noexcept nogil:
     cdef mmu* u = mm.mmu
-    cdef uint64_t pfn = pte_pfn(entry[0])
-    cdef uint64_t* table = table_at(u, pfn)
+    cdef uint64_t pfn
+    cdef uint64_t* table
     cdef int shift = PAGE_SHIFT + 9 * level
     cdef uint64_t first, last, i
+    if entry[0] & PTE_PSE:
+        return
+    pfn = pte_pfn(entry[0])
+    table = table_at(u, pfn)
     if level > 0:
         first = 0 if start <= base else (start - base) >> shift
         last = 511 if end - base > (<uint64_t>512 << shift) else (end - 1 - base) >> shift
@@ -296,6 +366,9 @@ cdef void free_level(mm_struct* mm, uint64_t* entry, uint64_t base, int level,
         entry[0] = 0
         table_of(u, entry).private -= 1
         mm.core.nr_ptes -= 1
+        if pfn_to_page(u.m, pfn).index != 0:
+            table_free(u, pfn_to_page(u.m, pfn).index)
+            mm.core.nr_ptes -= 1
         table_free(u, pfn)
 
 

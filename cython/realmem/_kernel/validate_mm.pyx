@@ -12,15 +12,15 @@ from realmem._kernel.kernel_caches cimport (
     VMAP_AREA, dedicated_cache, objects_held,
 )
 from realmem._kernel.mm_finding cimport (
-    MM_ABOVE_ENTRY, MM_ABOVE_VMA, MM_COUNTERS, MM_HOST_EDGES, MM_LOST_FRAME, MM_LOST_TABLE,
-    MM_MAPCOUNT, MM_NOT_ANON, MM_NR_PTES, MM_OBJECTS, MM_OUTSIDE_VMA, MM_REFCOUNT, MM_RMAP,
-    MM_RSS, MM_SHARED_WRITABLE, MM_TABLE_USE, MM_VALID, MM_VMA_OBJECT, MM_VMA_ORDER,
+    MM_ABOVE_ENTRY, MM_ABOVE_VMA, MM_COUNTERS, MM_HOST_EDGES, MM_HUGE, MM_LOST_FRAME,
+    MM_LOST_TABLE, MM_MAPCOUNT, MM_NOT_ANON, MM_NR_PTES, MM_OBJECTS, MM_OUTSIDE_VMA, MM_REFCOUNT,
+    MM_RMAP, MM_RSS, MM_SHARED_WRITABLE, MM_TABLE_USE, MM_VALID, MM_VMA_OBJECT, MM_VMA_ORDER,
     mm_finding,
 )
 from realmem._kernel.mm_types cimport (
-    HOST_READ, HOST_WRITE, MM_LIVE, PTE_GUARD, PTE_PRESENT, PTE_RW, PTE_SPECIAL,
-    PTRS_PER_TABLE, USER_PGD_PTRS, VM_ACCESS, VM_WRITE, linear_page_index, mm_core,
-    mm_struct, mmu, pte_host, pte_pfn, pte_present, vma_cursor, vma_slot,
+    HOST_READ, HOST_WRITE, MM_LIVE, PTE_GUARD, PTE_NX, PTE_PRESENT, PTE_PSE, PTE_RW, PTE_SPECIAL,
+    PTRS_PER_TABLE, USER_PGD_PTRS, VM_ACCESS, VM_WRITE, linear_page_index, mm_core, mm_struct,
+    mmu, pte_host, pte_pfn, pte_present, vma_cursor, vma_slot,
 )
 from realmem._kernel.slab_types cimport kmem_cache
 from realmem._kernel.tlb cimport count_edges_locked
@@ -168,7 +168,9 @@ cdef bint validate_table(recount* r, uint64_t pfn, uint64_t base, int level) noe
     cdef uint64_t* table = <uint64_t*>pfn_address(r.u.m, pfn)
     cdef int64_t used = 0
     cdef int i
-    cdef uint64_t addr
+    cdef uint64_t addr, below
+    if level == 1 and pfn_to_page(r.u.m, pfn).index != 0:
+        r.tables += 1               # the shadow
     for i in range(USER_PGD_PTRS if level == 3 else PTRS_PER_TABLE):
         if table[i] == 0:
             continue
@@ -176,13 +178,38 @@ cdef bint validate_table(recount* r, uint64_t pfn, uint64_t base, int level) noe
         addr = base + (<uint64_t>i << (PAGE_SHIFT + 9 * level))
         if level > 0:
             r.tables += 1
-            if not validate_table(r, pte_pfn(table[i]), addr, level - 1):
+            below = pte_pfn(table[i])
+            if table[i] & PTE_PSE:
+                below = validate_huge(r, table + i)
+                if below == 0:
+                    return fail(r, MM_HUGE, addr, 0, <int64_t>table[i])
+            if not validate_table(r, below, addr, level - 1):
                 return False
         elif not validate_pte(r, table[i], addr):
             return False
     if <int64_t>pfn_to_page(r.u.m, pfn).private != used:
         return fail(r, MM_TABLE_USE, pfn, used, <int64_t>pfn_to_page(r.u.m, pfn).private)
     return True
+
+
+# Whether the table that a huge entry keeps says what it does; the table's frame, or 0.
+cdef uint64_t validate_huge(recount* r, uint64_t* pmd) noexcept nogil:
+    cdef uint64_t rights = PTE_PRESENT | PTE_RW | <uint64_t>PTE_NX
+    cdef page* p = pfn_to_page(r.u.m, (<uint64_t>pmd - r.u.m.direct_map) >> PAGE_SHIFT)
+    cdef uint64_t* table
+    cdef uint64_t pfn
+    cdef int i
+    if p.index == 0:
+        return 0
+    table = <uint64_t*>pfn_address(r.u.m, p.index)
+    pfn = pte_pfn(table[(<uint64_t>pmd >> 3) & 511])
+    if pfn == 0:
+        return 0
+    table = <uint64_t*>pfn_address(r.u.m, pfn)
+    for i in range(PTRS_PER_TABLE):
+        if pte_pfn(table[i]) != pte_pfn(pmd[0]) + i or (table[i] ^ pmd[0]) & rights:
+            return 0
+    return pfn
 
 
 cdef bint validate_pte(recount* r, uint64_t entry, uint64_t addr) noexcept nogil:

@@ -7,7 +7,7 @@ from realmem._kernel.mm_types cimport (
     update_hiwater_rss,
 )
 from realmem._kernel.page_free cimport free_pages
-from realmem._kernel.pgtable cimport clear_pte_locked, next_table_locked
+from realmem._kernel.pgtable cimport clear_pte_locked, next_table_split_locked
 from realmem._kernel.tlb cimport tlb_flush_locked
 from realmem.compiler cimport (
     SEQ_CST, VM_BUG_ON, atomic64_add_return, atomic64_fetch_and,
@@ -36,7 +36,7 @@ cdef void zap_range_locked(mm_struct* mm, uint64_t start, uint64_t end, const sh
     update_hiwater_rss(mm)
     tlb_flush_locked(mm, start, end)
     while True:
-        table = next_table_locked(mm, &addr, end)
+        table = next_table_split_locked(mm, &addr, end)
         if table == NULL:
             return
         while addr < end:

@@ -1,0 +1,37 @@
+# Anonymous memory in more than a page at a time.  Signal-safe; mm.lock held.
+# Compare mm/huge_memory.c, mm/memory.c:alloc_anon_folio().
+from libc.stdint cimport uint32_t, uint64_t
+
+from realmem._kernel.mm_types cimport (
+    PTE_ACCESSED, PTE_NX, PTE_PRESENT, PTE_PROTNONE, PTE_USER, VM_ACCESS, VM_EXEC, VM_HUGEPAGE,
+    VM_NOHUGEPAGE, mm_struct, vm_area_struct,
+)
+from realmem.types cimport PAGE_SHIFT
+
+# The orders that a VMA's faults may try, bit by bit.
+# Mirrors: thp_vma_allowable_orders().
+cdef inline uint32_t folios_wanted(const mm_struct* mm,
+                                   const vm_area_struct* vma) noexcept nogil:
+    cdef uint32_t orders = mm.mmu.thp_always
+    if vma.vm_flags & VM_HUGEPAGE:
+        orders |= mm.mmu.thp_madvise
+    if vma.vm_flags & VM_NOHUGEPAGE or mm.core.thp_disabled:
+        return 0
+    return orders
+
+# Serve a write fault with the largest folio that fits the VMA, meets no other entry and is to
+# be had; its frames are independent of each other from then on.
+# Returns: 0; -1: none, a single page it is.
+cdef int anon_folio_fault(mm_struct* mm, vm_area_struct* vma, uint64_t addr, uint64_t* pte,
+                          int nid, bint hardware) noexcept nogil
+
+# vma->vm_page_prot, without the right to write.
+cdef inline uint64_t make_entry(const vm_area_struct* vma, uint64_t pfn) noexcept nogil:
+    cdef uint64_t entry = (pfn << PAGE_SHIFT) | PTE_USER
+    if vma.vm_flags & VM_ACCESS:
+        entry |= PTE_PRESENT | PTE_ACCESSED
+    else:
+        entry |= PTE_PROTNONE
+    if not vma.vm_flags & VM_EXEC:
+        entry |= <uint64_t>PTE_NX
+    return entry

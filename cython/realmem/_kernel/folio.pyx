@@ -1,0 +1,98 @@
+# cython: language_level=3, cdivision=True, boundscheck=False, wraparound=False
+# cython: initializedcheck=False, nonecheck=False, profile=False, linetrace=False
+# A folio is one allocation and one host mapping, but its frames are split at once: each has
+# counts of its own, so that copying, unmapping and freeing a part of one is nothing special.
+# (Linux keeps the folio together, and what is left of one when a part is unmapped.)
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+from realmem._kernel.mm_types cimport (
+    PMD_SHIFT, PTE_DIRTY, PTE_RW, PTE_SOFT_DIRTY, VM_LOCKED, linear_page_index, mm_struct,
+    mmu, vm_area_struct,
+)
+from realmem._kernel.page_alloc cimport alloc_pages_node, split_page
+from realmem._kernel.pgtable cimport make_huge_locked, set_pte_locked
+from realmem._kernel.rmap cimport anon_vma_prepare
+from realmem._kernel.tlb cimport tlb_fill_locked
+from realmem._kernel.zap cimport mlock_page
+from realmem.compiler cimport SEQ_CST, atomic64_add_return, fls
+from realmem.types cimport (
+    GFP_DIRECT_RECLAIM, GFP_HIGHUSER_MOVABLE, GFP_KSWAPD_RECLAIM, GFP_NOMEMALLOC, GFP_NOWARN,
+    GFP_ZERO, HPAGE_PMD_ORDER, PAGE_SHIFT, PAGE_SIZE, PG_anon, PG_anon_exclusive,
+    PG_swapbacked, PG_uptodate, page, page_to_pfn,
+)
+
+cdef extern from *:
+    uint64_t atomic64_add "__atomic_add_fetch"(uint64_t* p, uint64_t v, int order) noexcept nogil
+
+cdef enum:
+    ANON_FLAGS = 1 << PG_anon | 1 << PG_anon_exclusive | 1 << PG_swapbacked | 1 << PG_uptodate
+    ONE_MAP = 0x100000000
+    # GFP_TRANSHUGE_LIGHT: no reclaim for it; and split, it is no compound page.
+    FOLIO_GFP = ((GFP_HIGHUSER_MOVABLE | GFP_NOMEMALLOC | GFP_NOWARN | GFP_ZERO)
+                 & ~(GFP_DIRECT_RECLAIM | GFP_KSWAPD_RECLAIM))
+
+
+cdef int anon_folio_fault(mm_struct* mm, vm_area_struct* vma, uint64_t addr, uint64_t* pte,
+                          int nid, bint hardware) noexcept nogil:
+    cdef uint32_t orders = folios_wanted(mm, vma)
+    cdef mmu* u = mm.mmu
+    cdef unsigned int order
+    cdef uint64_t start, length
+    cdef uint64_t* first
+    cdef page* p
+    while orders > 1:
+        order = fls(orders)
+        orders &= ~(<uint32_t>1 << order)
+        length = <uint64_t>PAGE_SIZE << order
+        start = addr & ~(length - 1)
+        if start < vma.vm_start or start + length > vma.vm_end:
+            continue
+        first = pte - ((addr - start) >> PAGE_SHIFT)
+        if not all_empty(first, <uint64_t>1 << order):
+            continue
+        if anon_vma_prepare(mm, vma) != 0:
+            return -1
+        p = alloc_pages_node(u.m, nid, FOLIO_GFP, order)
+        count(u, order, p != NULL)
+        if p == NULL:
+            continue
+        map_folio(mm, vma, start, first, p, order)
+        if hardware:
+            tlb_fill_locked(mm, start, start + length)
+        return 0
+    return -1
+
+
+cdef bint all_empty(const uint64_t* pte, uint64_t n) noexcept nogil:
+    cdef uint64_t i
+    for i in range(n):
+        if pte[i] != 0:
+            return False
+    return True
+
+
+cdef inline void count(mmu* u, unsigned int order, bint got) noexcept nogil:
+    atomic64_add_return(&u.mthp_alloc[order] if got else &u.mthp_fallback[order], 1, SEQ_CST)
+    if order == HPAGE_PMD_ORDER:
+        atomic64_add_return(&u.thp_fault_alloc if got else &u.thp_fault_fallback, 1, SEQ_CST)
+
+
+cdef void map_folio(mm_struct* mm, vm_area_struct* vma, uint64_t start, uint64_t* pte, page* p,
+                    unsigned int order) noexcept nogil:
+    cdef int64_t n = <int64_t>1 << order
+    cdef uint64_t entry = make_entry(vma, page_to_pfn(mm.mmu.m, p))
+    cdef int64_t i
+    entry |= PTE_RW | PTE_DIRTY | PTE_SOFT_DIRTY
+    split_page(mm.mmu.m, p, order)
+    for i in range(n):
+        p[i].index = linear_page_index(vma, start) + i
+        p[i].mapping = vma.anon_vma
+        p[i].flags |= ANON_FLAGS
+        atomic64_add(&p[i].counts.word, ONE_MAP, SEQ_CST)
+        set_pte_locked(mm, pte + i, entry + (<uint64_t>i << PAGE_SHIFT))
+        if vma.vm_flags & VM_LOCKED:
+            mlock_page(mm.mmu, p + i)
+    mm.core.anon_rss += n
+    atomic64_add_return(&mm.mmu.nr_anon_mapped, n, SEQ_CST)
+    if start & ((1 << PMD_SHIFT) - 1) == 0 and order == HPAGE_PMD_ORDER:
+        make_huge_locked(mm, start, entry)      # without memory it stays a table

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import threading
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from realmem._core import faults
 from realmem._core.mm import reap
@@ -38,6 +38,7 @@ ENTRY_BITS = {
     0x80: "huge",
     0x100: "global",
     0x200: "special",
+    0x800: "soft_dirty",
     1 << 63: "nx",
 }
 PIDS = -(1 << 31), (1 << 31) - 1    # what a pid_t holds
@@ -66,7 +67,10 @@ class WalkStep(NamedTuple):
 
 
 def _decode(level: str, raw: int) -> Mapping[str, object]:
-    flags = frozenset(name for bit, name in ENTRY_BITS.items() if raw & bit)
+    names = ENTRY_BITS
+    if not raw & 1 and raw:
+        names = {**ENTRY_BITS, 0x100: "protnone"}       # the global bit of what may be touched
+    flags = frozenset(name for bit, name in names.items() if raw & bit)
     decoded: dict[str, object] = {"pfn": (raw & PFN_MASK) >> 12, "flags": flags}
     if level == "pte":
         decoded["host"] = HOST_STATES[raw >> HOST_SHIFT & 3]
@@ -259,6 +263,49 @@ class Process(SystemCalls):
         """
         self.mm.core.touch(as_address(addr), as_address(length, "length"), bool(write))
 
+    def fill(self, addr: int, length: int, byte: int) -> None:
+        """
+        Set every byte of a range by the software MMU.
+
+        :param byte: 0 to 255.
+        :raises SegmentationFault: at the first address it may not write.
+        """
+        self.mm.core.fill(
+            as_address(addr), as_address(length, "length"), as_int(byte, "byte", 0, 255)
+        )
+
+    def access(self, addresses: Any, writes: Any = False) -> None:
+        """
+        Access one byte at each address by the software MMU, all in one call; no byte changes.
+
+        :param addresses: sequence or array, shape (n,), integers.
+        :param writes: whether they are writes: one for all, or shape (n,).
+        :raises SegmentationFault: at the first that may not be; ``done`` accesses came before it.
+        """
+        import numpy as np
+
+        where = np.asarray(addresses)
+        if where.size and where.dtype.kind not in "iu":
+            raise TypeError(f"addresses must be integers, not {where.dtype}")
+        if where.ndim != 1:
+            raise ValueError(f"addresses must have shape (n,), not {where.shape}")
+        if where.dtype.kind == "i" and where.size and int(where.min()) < 0:
+            raise ValueError("a negative address")
+        kinds = np.broadcast_to(np.asarray(writes, dtype=bool), where.shape)
+        self.mm.core.access_all(
+            np.ascontiguousarray(where, dtype=np.uint64),
+            np.ascontiguousarray(kinds).view(np.uint8),
+        )
+
+    def populate(self, addr: int, length: int, write: bool = False) -> None:
+        """
+        Fault a range in; nothing is promised once it returned.
+
+        :raises SegmentationFault: at the first address that may not be accessed so.
+        :raises OutOfMemory: no frame for it.
+        """
+        self.touch(addr, length, write)
+
     # ---- looking ----
 
     @property
@@ -282,17 +329,22 @@ class Process(SystemCalls):
     @property
     def rss(self) -> int:
         """Pages that its page tables map, the zero page excepted."""
-        return int(self.mm.core.counters[0])
+        return int(sum(self.mm.core.rss)) - self.swap
+
+    @property
+    def swap(self) -> int:
+        """Pages that are swapped out."""
+        return int(self.mm.core.rss[2])
 
     @property
     def min_flt(self) -> int:
         """Faults served without I/O."""
-        return int(self.mm.core.counters[1])
+        return int(self.mm.core.faults[0])
 
     @property
     def maj_flt(self) -> int:
         """Faults that had to wait for I/O."""
-        return int(self.mm.core.counters[2])
+        return int(self.mm.core.faults[1])
 
 
 class ProcessTable:
@@ -427,12 +479,8 @@ class ProcessTable:
 
     def mappings_of(self, pfn: int) -> list[tuple[int, int]]:
         """List the (pid, address) pairs whose page tables map a frame."""
-        found = [
-            (pid, addr)
-            for pid, process in list(self.live.items())
-            for addr in process.mm.core.addresses_of(pfn)
-        ]
-        return sorted(found)
+        mmu = self._paging.mmu
+        return [] if mmu is None else mmu.places_of(pfn)
 
     def check(self) -> None:
         """

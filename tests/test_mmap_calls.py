@@ -155,7 +155,7 @@ def test_32bit(p):
     a = p.mmap(None, P, RW, ANON | MAP_32BIT)
     b = p.mmap(None, 1 << 29, RW, ANON | MAP_32BIT | MAP_NORESERVE)
     assert 0x4000_0000 <= a < b and b + (1 << 29) <= 1 << 31
-    refused(errno.ENOMEM, p.mmap, None, 1 << 30, RW, ANON | MAP_32BIT)
+    refused(errno.ENOMEM, p.mmap, None, 1 << 30, RW, ANON | MAP_32BIT | MAP_NORESERVE)
 
 
 @pytest.mark.conformance("MM-54")

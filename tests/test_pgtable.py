@@ -23,6 +23,7 @@ RW = PROT_READ | PROT_WRITE
 ANON = MAP_PRIVATE | MAP_ANONYMOUS
 PAGE_OFFSET = 0xFFFF_8880_0000_0000
 PRESENT, WRITE, USER, ACCESSED, DIRTY, HUGE, SPECIAL = 1, 2, 4, 0x20, 0x40, 0x80, 0x200
+SOFT_DIRTY = 0x800
 NX = 1 << 63
 HOST = 3 << 52      # software bits
 PFN = 0x000F_FFFF_FFFF_F000
@@ -83,12 +84,12 @@ def test_entries_are_x86_64s(process):
     process.read(a, 1)
     assert leaf(process, a) & ~PFN == PRESENT | USER | ACCESSED | SPECIAL | NX
     process.write(a, b"1")
-    assert leaf(process, a) & ~PFN == PRESENT | WRITE | USER | ACCESSED | DIRTY | NX
+    assert leaf(process, a) & ~PFN == PRESENT | WRITE | USER | ACCESSED | DIRTY | SOFT_DIRTY | NX
     for step in process.walk(a)[:-1]:
         assert step.raw & ~PFN == PRESENT | WRITE | USER | ACCESSED | DIRTY
     child = process.fork()
     for p in (process, child):
-        assert leaf(p, a) & ~PFN == PRESENT | USER | ACCESSED | DIRTY | NX
+        assert leaf(p, a) & ~PFN == PRESENT | USER | ACCESSED | DIRTY | SOFT_DIRTY | NX
     child.exit()
     code = process.mmap(None, PAGE_SIZE, RW | PROT_EXEC, ANON)
     process.write(code, b"\xc3")

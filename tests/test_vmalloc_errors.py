@@ -386,13 +386,14 @@ machine.check()
 
 
 def test_hugetlb_backing_says_why(machine):
+    from realmem.mm.settings import VmSettings
     from realmem.paging import Paging
 
     class Pool:
         hugetlb, nodes, fds = True, (), ()
 
     with pytest.raises(rm.HostError) as caught:
-        Paging(machine._allocator, Pool(), 1 << 30, None).start()
+        Paging(machine._allocator, Pool(), 1 << 30, None, VmSettings()).start()
     assert caught.value.errno == errno.EOPNOTSUPP
 
 

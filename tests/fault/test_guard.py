@@ -397,6 +397,7 @@ def test_other_guards_do_not_take_it(child) -> None:
 def test_raw_fault_without_a_frame_is_out_of_memory(child) -> None:
     child("""
     with one_process("8M") as (machine, p):
+        machine.sysctl["vm.overcommit_memory"] = 1
         a, x = mapped(p, 4096 * PAGE)
         def store():
             with p.guard():

@@ -4,6 +4,7 @@ from libc.stdint cimport uint64_t
 from realmem._kernel.mm_types cimport radix_node
 from realmem.types cimport machine
 
+# The item at an index, or NULL.
 cdef void* radix_load(const radix_node* root, uint64_t index) noexcept nogil
 # Returns: 0, or -ENOMEM with nothing stored.
 cdef int radix_store(machine* m, radix_node** root_ref, uint64_t index,

@@ -186,6 +186,7 @@ class Machine:
         from realmem._core.vmalloc import VmallocSpace
         from realmem.slab import SlabCaches
         from realmem.sysctl import boot_sysctl
+        from realmem.thp import boot_thp
 
         orders = fallback_orders(
             [place.distance for place in places],
@@ -218,6 +219,7 @@ class Machine:
         self._zones = {zone.index: zone for node in self.nodes for zone in node.zones}
         self.fallback_orders = orders
         self.sysctl = boot_sysctl(self)
+        self.thp = boot_thp(self)
         self._slab = SlabCaches(self._allocator, self.cpus, checks)
         self._kvmalloc = KvMalloc(self._slab.core, self._vmalloc)
 
@@ -289,6 +291,13 @@ class Machine:
 
         self._allocator.check_alive()
         return Quicklists(self._allocator)
+
+    @property
+    def committed_pages(self) -> int:
+        """Pages promised to processes (vm_committed_as)."""
+        self._allocator.check_alive()
+        mmu = None if self._paging is None else self._paging.mmu
+        return 0 if mmu is None else mmu.committed
 
     @property
     def vmalloc_base(self) -> int:
@@ -409,7 +418,7 @@ class Machine:
             from realmem.paging import Paging
 
             paging = Paging(
-                self._allocator, self._pool, *self._windows, self.sysctl.settings
+                self._allocator, self._pool, *self._windows, self.sysctl.settings, self.thp
             )
             with self._making:
                 if self._paging is None:

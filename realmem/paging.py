@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from realmem._core.pages import PageAllocator
     from realmem.mm.settings import VmSettings
     from realmem.pool import Pool
+    from realmem.thp import ThpSettings
 
 
 class Paging:
@@ -26,6 +27,7 @@ class Paging:
     :param window: bytes of host address space a process; a power of two from 1G.
     :param host_vmas: budget of host VMAs; None is half of the host's ``vm.max_map_count``.
     :param settings: the machine's sysctls, which the kernel side is told of.
+    :param thp: which folios it may fault in, likewise.
     :ivar window: bytes of host address space a process.
     """
 
@@ -36,8 +38,10 @@ class Paging:
         window: int,
         host_vmas: int | None,
         settings: VmSettings,
+        thp: ThpSettings,
     ) -> None:
         self.settings = settings
+        self.thp = thp
         self._core = core
         self._pool = pool
         self.window = window
@@ -73,12 +77,14 @@ class Paging:
                 self.mmu = Mmu(self._core, self._pool.fds, self._vma_budget)
             if self.settings.mmu is not self.mmu:
                 self.settings.attach(self.mmu)
+                self.thp.attach(self.mmu)
             return self.mmu
 
     def close(self) -> None:
         """Give the page tables back; everything that is mapped was unmapped before."""
         if self.mmu is not None:
             self.settings.attach(None)
+            self.thp.attach(None)
             self.mmu.close()
             self.mmu = None
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from realmem import watermark
 from realmem.layout import ZONE_NAMES
+from realmem.thp import PMD_ORDER
 from realmem.zonestat import ZoneStat, read_node_zones, read_zones
 
 ZONE_STAT_ITEMS = tuple(
@@ -115,6 +116,11 @@ def node_counters(machine: Any, nid: int) -> dict[str, int]:
     frames = machine._allocator.frame_stat(nid)
     counters = dict.fromkeys(NODE_STAT_ITEMS, 0)
     counters["nr_anon_pages"] = frames["anon"]
+    counters["nr_shmem"] = counters["nr_file_pages"] = frames["shmem"]
+    counters["nr_mapped"] = frames["mapped"]
+    # Nothing ages pages yet: what may be evicted stands where new pages begin.
+    counters["nr_inactive_anon"] = frames["anon"] + frames["shmem"] - frames["mlocked"]
+    counters["nr_unevictable"] = frames["mlocked"]
     counters["nr_page_table_pages"] = frames["table"]
     counters["nr_slab_reclaimable"] = frames["slab_reclaimable"]
     counters["nr_slab_unreclaimable"] = frames["slab"]
@@ -125,7 +131,10 @@ _EVENTS_OF_THE_MACHINE = frozenset(VM_EVENT_ITEMS) - frozenset(_of_zones("pgallo
 
 # Counted by looking at every frame; all others are summed from counters.
 _FRAME_ITEMS = frozenset(
-    ("nr_anon_pages", "nr_page_table_pages", "nr_slab_reclaimable", "nr_slab_unreclaimable")
+    """
+    nr_anon_pages nr_shmem nr_file_pages nr_mapped nr_inactive_anon nr_unevictable nr_mlock
+    nr_page_table_pages nr_slab_reclaimable nr_slab_unreclaimable
+    """.split()
 )
 
 
@@ -148,6 +157,7 @@ def read_vmstat(machine: Any, frames: bool = True) -> dict[str, int]:
     for node in machine.nodes if frames else ():
         for name, count in node_counters(machine, node.id).items():
             counters[name] += count
+    counters["nr_mlock"] = counters["nr_unevictable"]
     background, limit = dirty_limits(zones)
     counters["nr_dirty_background_threshold"] = background
     counters["nr_dirty_threshold"] = limit
@@ -158,7 +168,16 @@ def read_vmstat(machine: Any, frames: bool = True) -> dict[str, int]:
     for name, count in machine._allocator.events().items():
         if name in counters:  # the others are hoststat's
             counters[name] = count
+    counters.update(_thp_events(machine))
     return counters
+
+
+def _thp_events(machine: Any) -> dict[str, int]:
+    allocated, fallen_back = machine.thp.counts()
+    return {
+        "thp_fault_alloc": allocated[PMD_ORDER],
+        "thp_fault_fallback": fallen_back[PMD_ORDER],
+    }
 
 
 def total_reserve(zones: Iterable[ZoneStat]) -> int:
@@ -193,6 +212,8 @@ class VmStat(Mapping[str, int]):
 
     def __getitem__(self, name: str) -> int:
         self._machine._allocator.check_alive()
+        if name.startswith("thp_fault"):
+            return _thp_events(self._machine).get(name, 0)
         if name in _EVENTS_OF_THE_MACHINE:  # looked up most, and cheap on their own
             return int(self._machine._allocator.events().get(name, 0))
         return read_vmstat(self._machine, name in _FRAME_ITEMS)[name]

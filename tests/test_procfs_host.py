@@ -17,6 +17,8 @@ from realmem import vmstat
 from realmem.node import NUMASTAT_ITEMS
 from realmem.procfs import buddyinfo, extfrag, masks, meminfo, pagetypeinfo, zoneinfo
 from realmem.procfs.vmstat import format_counters, parse_counters
+from realmem.sysctl import Sysctl
+from realmem.thp import ThpSettings
 
 NODES = Path("/sys/devices/system/node")
 
@@ -138,7 +140,9 @@ class OneNode:
         id, cpus, distance, zones = 0, [0], [10], ()
 
     nodes = (_Node,)
-    sysctl: dict[str, int] = {}  # noqa: RUF012
+    sysctl = Sysctl(None, None, lambda: None)
+    thp = ThpSettings(None)
+    committed_pages = 0
     processes: dict[int, object] = {}  # noqa: RUF012
     kmem_caches: dict[str, object] = {}  # noqa: RUF012
     cpus = 1
@@ -187,7 +191,8 @@ class OneNode:
 
         @staticmethod
         def frame_stat(nid):
-            return {"anon": 0, "table": 0, "slab": 0, "slab_reclaimable": 0}
+            return dict.fromkeys(
+                ("anon", "shmem", "mapped", "mlocked", "table", "slab", "slab_reclaimable"), 0)
 
 
 @pytest.mark.parametrize(

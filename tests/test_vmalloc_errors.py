@@ -393,7 +393,7 @@ def test_hugetlb_backing_says_why(machine):
         hugetlb, nodes, fds = True, (), ()
 
     with pytest.raises(rm.HostError) as caught:
-        Paging(machine._allocator, Pool(), 1 << 30, None, VmSettings()).start()
+        Paging(machine._allocator, Pool(), 1 << 30, None, VmSettings(), machine.thp).start()
     assert caught.value.errno == errno.EOPNOTSUPP
 
 

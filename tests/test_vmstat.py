@@ -129,7 +129,8 @@ def test_pages_in_per_cpu_lists_are_not_free(machine):
 
 def test_frames_in_use_are_counted_by_what_they_are(machine):
     counters = machine._allocator.frame_stat(0)
-    assert counters == {"anon": 0, "table": 0, "slab": 0, "slab_reclaimable": 0}
+    names = ("anon", "shmem", "mapped", "mlocked", "table", "slab", "slab_reclaimable")
+    assert counters == dict.fromkeys(names, 0)
     with pytest.raises(ValueError):
         machine._allocator.frame_stat(2)
 

@@ -10,7 +10,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from realmem.layout import MAP_PRIVATE, PROT_WRITE
 from realmem.vmstat import NODE_STAT_ITEMS, node_counters, total_reserve
 from realmem.watermark import KB_SHIFT
 from realmem.zonestat import ZoneStat, read_node_zones, read_zones
@@ -81,9 +80,8 @@ def machine_meminfo(machine: Any) -> str:
         "Shmem": gauges["nr_shmem"] << KB_SHIFT,
         **_slab_figures(gauges),
         **_kernel_figures(gauges, machine.quicklists.pages),
-        # Half of memory and all swap, as with vm.overcommit_ratio 50.
-        "CommitLimit": (total * 50 // 100) << KB_SHIFT,
-        "Committed_AS": _committed(machine) >> 10,
+        "CommitLimit": machine.sysctl.settings.commit_limit(total) << KB_SHIFT,
+        "Committed_AS": machine.committed_pages << KB_SHIFT,
         # The last byte is not Linux's either, hence its odd number.
         "VmallocTotal": (machine.vmalloc_space - 1) >> 10,
         "VmallocUsed": machine._vmalloc.nr_pages << KB_SHIFT,
@@ -142,7 +140,7 @@ def _lru_figures(gauges: Mapping[str, int]) -> dict[str, int]:
         "Active(file)": kb("nr_active_file"),
         "Inactive(file)": kb("nr_inactive_file"),
         "Unevictable": kb("nr_unevictable"),
-        "Mlocked": 0,
+        "Mlocked": kb("nr_unevictable"),
     }
 
 
@@ -188,12 +186,3 @@ def _direct_map_figures(machine: Any, zones: list[ZoneStat]) -> dict[str, int]:
     sizes[backing] = sum(zone.present for zone in zones) << KB_SHIFT
     return sizes
 
-
-def _committed(machine: Any) -> int:
-    """Add up the bytes that processes could come to need: what they may write and own alone."""
-    return sum(
-        vma.end - vma.start
-        for process in list(machine.processes.values())
-        for vma in process.vmas
-        if vma.prot & PROT_WRITE and vma.flags & MAP_PRIVATE
-    )

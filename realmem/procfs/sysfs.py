@@ -13,6 +13,7 @@ from typing import Any
 from realmem.procfs import extfrag, meminfo, vmstat
 from realmem.procfs.masks import format_list, format_mask
 from realmem.procfs.slabs import slab_files
+from realmem.procfs.thp import thp_files
 from realmem.procfs.tree import TextFile, TextTree
 from realmem.vmstat import node_vmstat
 from realmem.watermark import ZONE_MOVABLE
@@ -35,6 +36,7 @@ class SysFS(TextTree):
             self._node_files,
             self._debug_files,
             lambda: slab_files(machine),
+            lambda: thp_files(machine),
         )
 
     def _state_files(self) -> Iterator[tuple[str, TextFile]]:

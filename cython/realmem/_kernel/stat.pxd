@@ -21,6 +21,9 @@ cdef void sum_pcp_stats(machine* m, int index, pcp_stat* stats_ret) noexcept nog
 
 cdef struct frame_stat:
     uint64_t anon               # pages of anonymous memory
+    uint64_t shmem              # of shared memory's objects
+    uint64_t mapped             # those of them that a process maps
+    uint64_t mlocked            # of both, held in memory
     uint64_t table              # page-table pages
     uint64_t slab               # of caches, and kmalloc()'s large blocks
     uint64_t slab_reclaimable   # of caches whose objects can be reclaimed

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from realmem._core import faults
-from realmem._core.mm import reap
+from realmem._core.mm import Pin, reap
 from realmem._core.own_caches import shrink_process_caches
 from realmem.arguments import as_address, as_int, as_str
 from realmem.errors import SegmentationFault
@@ -221,6 +221,21 @@ class Process(SystemCalls):
         """
         self.mm.core.check_alive()
         return faults.Guard(self.mm.core.id)
+
+    def pin(self, addr: int, length: int, write: bool = False) -> Pin:
+        """
+        Give a context manager whose view of a range a host system call may be handed.
+
+        Its frames stay, and stay mapped by the host: nothing is flushed or copied away, and a
+        fork copies them for the child.  (Only when the host refuses every other mapping is
+        even that given up.)  Compare mm/gup.c:pin_user_pages().
+
+        :param length: bytes; any range that lies in one window.
+        :param write: whether the call is to write there; else the view is read-only.
+        :raises SegmentationFault: on entry, at the first address that may not be accessed so.
+        :raises BusError: on entry, past the end of what is mapped.
+        """
+        return Pin(self.mm.core, as_address(addr), as_address(length, "length"), bool(write))
 
     def read(self, addr: int, n: int) -> bytes:
         """

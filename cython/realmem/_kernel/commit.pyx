@@ -274,9 +274,9 @@ cdef void protect_range(mm_struct* mm, const vm_area_struct* vma, uint64_t start
     cdef uint64_t* table
     cdef uint64_t* pte
     if not vma.vm_flags & VM_ACCESS:
-        tlb_protect_locked(mm, start, end, HOST_NOACC)
+        tlb_protect_locked(mm, start, end, HOST_NOACC, False)
     elif not vma.vm_flags & VM_WRITE:
-        tlb_protect_locked(mm, start, end, HOST_READ)
+        tlb_protect_locked(mm, start, end, HOST_READ, False)
     while True:
         table = next_table_split_locked(mm, &addr, end)
         if table == NULL:

@@ -1,7 +1,8 @@
 # One handle_mm_fault for both ways in.  Signal-safe.
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
-from realmem._kernel.mm_types cimport mm_struct
+from realmem._kernel.mm_types cimport mm_struct, vm_area_struct
+from realmem.types cimport page
 
 # Make addr accessible for `access` (FAULT_READ, FAULT_WRITE), as its VMA allows.
 # With `hardware`, the host maps the page too, and an entry that allowed the access already
@@ -12,3 +13,11 @@ from realmem._kernel.mm_types cimport mm_struct
 # Returns: FAULT_*; anything but FAULT_OK left no more than empty page tables behind.
 cdef int handle_mm_fault_locked(mm_struct* mm, uint64_t addr, int access,
                                 bint hardware) noexcept nogil
+
+# A frame for addr, mapped once, exclusive, counted; NULL without memory.
+# Preconditions: the entry that is to map it is empty or another's, and set next.
+cdef page* anon_page(mm_struct* mm, vm_area_struct* vma, uint64_t addr, uint32_t gfp,
+                     bint hardware) noexcept nogil
+
+# Make the page that a present entry maps the process's own, still read-only: FAULT_*.
+cdef int unshare_page_locked(mm_struct* mm, uint64_t addr, uint64_t* pte) noexcept nogil

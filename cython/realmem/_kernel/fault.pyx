@@ -18,9 +18,10 @@ from libc.string cimport memcpy
 from realmem._kernel.expand cimport expand_stack_locked
 from realmem._kernel.mm_types cimport (
     FAULT_ACCERR, FAULT_HOST, FAULT_MAPERR, FAULT_OK, FAULT_OOM, FAULT_WRITE, HOST_NONE,
-    HOST_READ, HOST_WRITE, PTE_ACCESSED, PTE_DIRTY, PTE_PRESENT, PTE_RW, PTE_SOFT_DIRTY,
-    PTE_SPECIAL, TASK_SIZE, VM_ACCESS, VM_LOCKED, VM_SHARED, VM_WRITE, is_kernel_mm,
-    linear_page_index, mm_struct, pte_host, pte_pfn, pte_present, vm_area_struct, vma_slot,
+    HOST_READ, HOST_WRITE, PTE_ACCESSED, PTE_DIRTY, PTE_PFN_MASK, PTE_PRESENT, PTE_RW,
+    PTE_SOFT_DIRTY, PTE_SPECIAL, TASK_SIZE, VM_ACCESS, VM_LOCKED, VM_SHARED, VM_WRITE,
+    is_kernel_mm, linear_page_index, mm_struct, pte_host, pte_pfn, pte_present, vm_area_struct,
+    vma_slot,
 )
 from realmem._kernel.page_alloc cimport alloc_pages_node
 from realmem._kernel.percpu cimport count_vm_event
@@ -203,7 +204,9 @@ cdef int do_wp_page(mm_struct* mm, vm_area_struct* vma, uint64_t addr, uint64_t*
     cdef unsigned int host = HOST_WRITE if hardware else HOST_NONE
     cdef int rc
     split_huge_locked(mm, addr)     # this page is going to differ from its neighbours
-    if not zero and old.flags & (1 << PG_anon) and load64(&old.counts.word) == ONE_OWNER:
+    if not zero and old.flags & (1 << PG_anon) and (
+            old.flags & (1 << PG_anon_exclusive)
+            or load64(&old.counts.word) == ONE_OWNER):
         # The others dropped their references after their flushes, and nobody can take a new
         # one: sharing needs an entry that maps it, and the only one is under our lock.
         old.flags |= 1 << PG_anon_exclusive
@@ -217,6 +220,33 @@ cdef int do_wp_page(mm_struct* mm, vm_area_struct* vma, uint64_t addr, uint64_t*
     rc = install(mm, addr, pte, make_entry(vma, page_to_pfn(m, new)) | WRITTEN, host)
     if not zero:
         page_remove_rmap(mm, old)
+    return rc
+
+
+# A page that is to be pinned for reading must stay the process's own: whoever writes later
+# would otherwise get a copy, and the pin the old one.
+# Mirrors: do_wp_page() with FAULT_FLAG_UNSHARE.
+cdef int unshare_page_locked(mm_struct* mm, uint64_t addr, uint64_t* pte) noexcept nogil:
+    cdef machine* m = mm.mmu.m
+    cdef uint64_t entry = pte[0]
+    cdef page* old = pfn_to_page(m, pte_pfn(entry))
+    cdef page* new
+    cdef vma_slot* slot = vma_find(&mm.vmas, addr)
+    cdef int rc
+    if entry & PTE_SPECIAL or not old.flags & (1 << PG_anon) or (
+            old.flags & (1 << PG_anon_exclusive)):
+        return FAULT_OK
+    split_huge_locked(mm, addr)
+    if load64(&old.counts.word) == ONE_OWNER:
+        old.flags |= 1 << PG_anon_exclusive
+        return FAULT_OK
+    new = anon_page(mm, slot.vma, addr, GFP_HIGHUSER_MOVABLE, False)
+    if new == NULL:
+        return FAULT_OOM
+    memcpy(<void*>page_address(m, new), <void*>page_address(m, old), PAGE_SIZE)
+    rc = install(mm, addr, pte, (entry & ~<uint64_t>PTE_PFN_MASK) | (
+        page_to_pfn(m, new) << PAGE_SHIFT), HOST_NONE)
+    page_remove_rmap(mm, old)
     return rc
 
 

@@ -36,9 +36,9 @@ cdef int mm_advise(mm_struct* mm, uint64_t id, uint64_t start, uint64_t end,
     else:
         # The host must not store or look past an entry that says otherwise.
         if what == ADVISE_FREE or what == ADVISE_SOFT_CLEAN:
-            tlb_protect_locked(mm, start, end, HOST_READ)
+            tlb_protect_locked(mm, start, end, HOST_READ, False)
         elif what != ADVISE_GUARD_REMOVE:
-            tlb_protect_locked(mm, start, end, HOST_NOACC)
+            tlb_protect_locked(mm, start, end, HOST_NOACC, False)
         change_range(mm, start, end, what)
         if what == ADVISE_GUARD_REMOVE:
             free_pgtables_locked(mm, start, end)

@@ -303,6 +303,11 @@ cdef struct window:
     uint64_t length
     uint64_t user_start
 
+# Pages that the host is not to lose while somebody else's system call uses them.
+cdef struct pin_range:
+    uint64_t start
+    uint64_t end
+
 # An address space and its windows.  Type-stable: a block is reused, never unmapped, so that
 # the handler may follow a pointer to one that just died, lock it and look again.  All that may
 # go with the process lives in its machine's slabs: `core`, and the VMAs.
@@ -326,6 +331,8 @@ cdef struct mm_struct:
     window* windows
     int32_t nr_windows
     int32_t exports             # live buffers over any of them; guarded by the GIL
+    pin_range* pins             # in no order
+    int64_t nr_pins
     mm_struct* pool_next        # free blocks; guarded by the pool's lock
     mm_struct* all_next         # every block ever made; written once
 
@@ -388,6 +395,16 @@ cdef inline uint64_t mm_high(const mm_struct* mm) noexcept nogil:
 # The page of its object, or of private memory, that an address in a VMA stands for.
 cdef inline uint64_t linear_page_index(const vm_area_struct* vma, uint64_t addr) noexcept nogil:
     return vma.vm_pgoff + ((addr - vma.vm_start) >> 12)
+
+# A frame that is pinned has so many references more, as in Linux.
+cdef enum: GUP_PIN_COUNTING_BIAS = 1024
+
+cdef inline bint is_pinned(const mm_struct* mm, uint64_t start, uint64_t end) noexcept nogil:
+    cdef int64_t i
+    for i in range(mm.nr_pins):
+        if mm.pins[i].start < end and start < mm.pins[i].end:
+            return True
+    return False
 
 # Before its resident pages become fewer.  Mirrors: update_hiwater_rss().
 cdef inline void update_hiwater_rss(mm_struct* mm) noexcept nogil:

@@ -3,12 +3,14 @@
 # What fork, munmap and exit do to page tables, and the software way in.
 from libc.errno cimport ENOMEM, ESRCH
 from libc.stdint cimport int64_t, uint64_t
+from libc.string cimport memcpy
 
 from realmem._kernel.account cimport vm_stat_account
+from realmem._kernel.fault cimport anon_page
 from realmem._kernel.host_calls cimport mutex_lock, mutex_unlock
 from realmem._kernel.mm_types cimport (
-    HOST_NONE, HOST_READ, MM_DEAD, MM_LIVE, NR_RLIMITS,
-    PMD_SHIFT, PTE_RW, PTE_SPECIAL, TASK_SIZE, VM_DONTCOPY, VM_LOCKED_MASK,
+    GUP_PIN_COUNTING_BIAS, HOST_NONE, HOST_READ, MM_DEAD, MM_LIVE, NR_RLIMITS,
+    PMD_SHIFT, PTE_PFN_MASK, PTE_RW, PTE_SPECIAL, TASK_SIZE, VM_DONTCOPY, VM_LOCKED_MASK,
     VM_GROWSDOWN, VM_SOFTDIRTY, VM_WIPEONFORK, anon_vma, linear_page_index, mm_struct, mmu,
     pte_pfn, pte_present, pte_with_host, shmem, vm_area_struct, vma_cursor, vma_slot,
 )
@@ -29,7 +31,10 @@ from realmem._kernel.vmaindex cimport (
 from realmem._kernel.window cimport mm_core_put
 from realmem._kernel.zap cimport page_dup_rmap, zap_range_locked
 from realmem.compiler cimport SEQ_CST, atomic64_add_return
-from realmem.types cimport PAGE_SHIFT, PAGE_SIZE, pfn_to_page
+from realmem.types cimport (
+    GFP_HIGHUSER_MOVABLE, PAGE_SHIFT, PAGE_SIZE, page, page_address, page_to_pfn, pfn_address,
+    pfn_to_page,
+)
 
 cdef enum:
     PGT_CACHE_MIN = 25          # pages that a quicklist keeps after a teardown, at least
@@ -61,7 +66,7 @@ cdef int mm_fork(mm_struct* parent, uint64_t parent_id, mm_struct* child) noexce
         slot = vma_first(&parent.vmas, 0, &cursor)
         while slot != NULL:
             if needs_copy(slot.vma):
-                tlb_protect_locked(parent, slot.start, slot.end, HOST_READ)
+                tlb_protect_locked(parent, slot.start, slot.end, HOST_READ, parent.nr_pins != 0)
             slot = vma_next(&cursor)
         slot = vma_first(&parent.vmas, 0, &cursor)
         while slot != NULL and rc == 0:
@@ -149,11 +154,16 @@ cdef int copy_page_range(mm_struct* parent, mm_struct* child,
                         return -ENOMEM
                     child_table = child_pte - ((addr >> PAGE_SHIFT) & 511)
                 if pte_present(entry):
-                    entry &= ~<uint64_t>PTE_RW
-                    pte[0] = entry
-                    if not entry & PTE_SPECIAL:
-                        page_dup_rmap(pfn_to_page(parent.mmu.m, pte_pfn(entry)))
-                        child.core.anon_rss += 1
+                    if pinned_page(parent, addr, entry):
+                        entry = copy_pinned(parent, child, slot, addr, entry)
+                        if entry == 0:
+                            return -ENOMEM
+                    else:
+                        entry &= ~<uint64_t>PTE_RW
+                        pte[0] = entry
+                        if not entry & PTE_SPECIAL:
+                            page_dup_rmap(pfn_to_page(parent.mmu.m, pte_pfn(entry)))
+                            child.core.anon_rss += 1
                     entry = pte_with_host(entry, HOST_NONE)
                 child_table[(addr >> PAGE_SHIFT) & 511] = entry
                 used += 1
@@ -162,6 +172,28 @@ cdef int copy_page_range(mm_struct* parent, mm_struct* child,
                 break
         if used != 0:
             table_of(child.mmu, child_table).private += used
+
+
+# Mirrors: mm/mm.h:folio_needs_cow_for_dma().
+cdef inline bint pinned_page(const mm_struct* mm, uint64_t addr, uint64_t entry) noexcept nogil:
+    return (mm.nr_pins != 0 and not entry & PTE_SPECIAL
+            and pfn_to_page(mm.mmu.m, pte_pfn(entry)).counts.c.refcount
+            >= GUP_PIN_COUNTING_BIAS)
+
+
+# Who pinned a page goes on with it; the child gets a copy.
+# Mirrors: mm/memory.c:copy_present_page().
+# Returns: the child's entry, or 0 without memory.
+cdef uint64_t copy_pinned(mm_struct* parent, mm_struct* child, const vma_slot* slot,
+                          uint64_t addr, uint64_t entry) noexcept nogil:
+    cdef vma_slot* theirs = vma_find(&child.vmas, addr)
+    cdef page* p
+    p = anon_page(child, theirs.vma, addr, GFP_HIGHUSER_MOVABLE, False)
+    if p == NULL:
+        return 0
+    memcpy(<void*>page_address(child.mmu.m, p), <void*>pfn_address(child.mmu.m, pte_pfn(entry)),
+           PAGE_SIZE)
+    return (entry & ~<uint64_t>PTE_PFN_MASK) | (page_to_pfn(child.mmu.m, p) << PAGE_SHIFT)
 
 
 # ---- exit -------------------------------------------------------------------

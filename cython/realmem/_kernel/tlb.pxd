@@ -21,10 +21,10 @@ cdef int tlb_install_locked(mm_struct* mm, uint64_t addr, uint64_t* pte, uint64_
 cdef void tlb_fill_locked(mm_struct* mm, uint64_t start, uint64_t end) noexcept nogil
 
 # Leave every host mapping in [start, end) the access of `most` at most: HOST_READ or
-# HOST_NOACC.
+# HOST_NOACC; with spare_pinned (a fork's, which copies them), all but those of pinned pages.
 # Returns: when it returns no store (no access) can reach those frames through a window.
-cdef void tlb_protect_locked(mm_struct* mm, uint64_t start, uint64_t end,
-                             unsigned int most) noexcept nogil
+cdef void tlb_protect_locked(mm_struct* mm, uint64_t start, uint64_t end, unsigned int most,
+                             bint spare_pinned) noexcept nogil
 
 # Take every host mapping away from [start, end), scratch pages included.
 # Returns: when it returns no access can reach what was mapped there.

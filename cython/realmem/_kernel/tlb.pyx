@@ -19,8 +19,8 @@ from realmem._kernel.host_calls cimport (
 )
 from realmem._kernel.mm_types cimport (
     HOST_NOACC, HOST_NONE, HOST_READ, HOST_WRITE, MM_LIVE, NR_SCRATCH, PMD_SHIFT, PTE_PRESENT,
-    PTE_RW, host_address, is_kernel_mm, mm_high, mm_low, mm_struct, mmu, pte_host, pte_pfn,
-    pte_present, pte_with_host, window, window_of,
+    PTE_RW, host_address, is_kernel_mm, is_pinned, mm_high, mm_low, mm_struct, mmu, pte_host,
+    pte_pfn, pte_present, pte_with_host, window, window_of,
 )
 from realmem._kernel.percpu cimport count_vm_event
 from realmem._kernel.pgtable cimport next_table_locked, pte_offset_locked, set_pte_locked
@@ -271,8 +271,8 @@ cdef uint64_t fillable_run(mmu* u, const uint64_t* pte, uint64_t most) noexcept 
 
 # ---- protecting and flushing ------------------------------------------------
 
-cdef void tlb_protect_locked(mm_struct* mm, uint64_t start, uint64_t end,
-                             unsigned int most) noexcept nogil:
+cdef void tlb_protect_locked(mm_struct* mm, uint64_t start, uint64_t end, unsigned int most,
+                             bint spare_pinned) noexcept nogil:
     cdef uint64_t addr = start
     cdef uint64_t at, first = 0, last = 0       # the pages of the run: [first, last]
     cdef uint64_t* table
@@ -292,6 +292,8 @@ cdef void tlb_protect_locked(mm_struct* mm, uint64_t start, uint64_t end,
         while addr < end:
             pte = table + ((addr >> PAGE_SHIFT) & 511)
             host = pte_host(pte[0])
+            if unlikely(spare_pinned) and is_pinned(mm, addr, addr + PAGE_SIZE):
+                host = HOST_NONE
             if host > most:
                 if first == 0:
                     first = addr
@@ -449,7 +451,8 @@ cdef void relieve(mm_struct* mm) noexcept nogil:
             addr = mm_low(mm)
             continue
         addr &= ~<uint64_t>((1 << PMD_SHIFT) - 1)
-        tlb_flush_locked(mm, addr, addr + (1 << PMD_SHIFT))
+        if not is_pinned(mm, addr, addr + (1 << PMD_SHIFT)):
+            tlb_flush_locked(mm, addr, addr + (1 << PMD_SHIFT))
         addr += 1 << PMD_SHIFT
     mm.flush_hand = addr
 
@@ -459,7 +462,7 @@ cdef void relieve_others(mm_struct* mm, int64_t target, bint kernel) noexcept no
     while other != NULL and peek64(&windows.host_vmas) > target:
         if (other != mm and peek64(&other.host_edges) >= OWN_EDGES_WORTH
                 and mutex_trylock(&other.lock)):
-            if (other.state == MM_LIVE and other.mmu == mm.mmu
+            if (other.state == MM_LIVE and other.mmu == mm.mmu and other.nr_pins == 0
                     and is_kernel_mm(other) == kernel):
                 tlb_flush_window_locked(other)
             mutex_unlock(&other.lock)

@@ -7,6 +7,7 @@ from realmem._kernel.mm_types cimport mm_struct, mmu, window
 cdef enum:
     NR_HOST_GIB = 131072        # 2^47 bytes of host user space in slots of 1 GiB
     MAX_WINDOWS = 1024          # of one address space
+    MAX_PINS = 1024
 
 # Everything that the handler and ordinary code share, but for the fault records.
 cdef struct window_table:

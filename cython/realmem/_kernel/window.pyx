@@ -20,7 +20,7 @@ from realmem._kernel.kernel_caches cimport (
 )
 from realmem._kernel.mm_types cimport (
     GIB_SHIFT, MM_DEAD, MM_FREE, MM_LIVE, NR_RLIMITS, NR_SCRATCH, RLIM_MEMLOCK, RLIM_STACK,
-    mm_core, mm_struct, mmu, task_struct, vma_chunk, vma_dir, window, window_of,
+    mm_core, mm_struct, mmu, pin_range, task_struct, vma_chunk, vma_dir, window, window_of,
 )
 from realmem._kernel.pgtable cimport pgd_alloc
 from realmem._kernel.vmaindex cimport NR_VMA_CHUNKS, vma_index_clear
@@ -254,7 +254,8 @@ cdef void windows_after_fork() noexcept nogil:
 
 cdef enum:
     WINDOWS_AT = 4096               # behind the mm_struct itself
-    DIR_AT = WINDOWS_AT + 24 * MAX_WINDOWS
+    PINS_AT = WINDOWS_AT + 24 * MAX_WINDOWS
+    DIR_AT = PINS_AT + 16 * MAX_PINS
     CHUNKS_AT = DIR_AT + 24 * NR_VMA_CHUNKS
     BLOCK_BYTES = CHUNKS_AT + 3072 * NR_VMA_CHUNKS
 
@@ -272,6 +273,7 @@ cdef mm_struct* block_get() noexcept nogil:
             host_nodump(block, BLOCK_BYTES)
             mm = <mm_struct*>block
             mm.windows = <window*>(block + WINDOWS_AT)
+            mm.pins = <pin_range*>(block + PINS_AT)
             mm.vmas.dir = <vma_dir*>(block + DIR_AT)
             mm.vmas.chunks = <vma_chunk*>(block + CHUNKS_AT)
             mm.all_next = windows.all
@@ -303,6 +305,7 @@ cdef void reset(mm_struct* mm, uint64_t id) noexcept nogil:
     mm.nr_scratch = 0
     mm.scratch_hand = 0
     mm.nr_windows = 0
+    mm.nr_pins = 0
     mm.windows[0].length = 0
     mm.exports = 0
     memset(mm.scratch, 0, NR_SCRATCH * sizeof(uint64_t))

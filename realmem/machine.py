@@ -407,7 +407,7 @@ class Machine:
         if self._process_table is None:
             from realmem.process import ProcessTable
 
-            table = ProcessTable(self._allocator, self._get_paging())
+            table = ProcessTable(self._allocator, self._get_paging(), weakref.ref(self))
             with self._making:
                 if self._process_table is None:
                     self._process_table = self._keeper.processes = table

@@ -19,12 +19,14 @@ from realmem.errors import SegmentationFault
 from realmem.layout import PAGE_SIZE
 from realmem.mm.address_space import MemoryMap
 from realmem.mm.vma import Vma
+from realmem.outside import SeenFromOutside
 from realmem.syscalls import SystemCalls
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, MutableMapping, MutableSet
+    from collections.abc import Callable, Iterable, Mapping, MutableMapping, MutableSet
 
     from realmem._core.pages import PageAllocator
+    from realmem.machine import Machine
     from realmem.paging import Paging
 
 # Bytes that p.read() takes at a time.
@@ -77,7 +79,7 @@ def _decode(level: str, raw: int) -> Mapping[str, object]:
     return MappingProxyType(decoded)
 
 
-class Process(SystemCalls):
+class Process(SystemCalls, SeenFromOutside):
     """
     A simulated process: an address space of its own, real loads and stores in it.
 
@@ -114,6 +116,14 @@ class Process(SystemCalls):
     def __repr__(self) -> str:
         state = "" if self._status is None else ", exited"
         return f"<Process {self.pid} {self.name!r}{state}>"
+
+    @property
+    def machine(self) -> Machine:
+        """The machine that it runs on."""
+        machine = self._table.machine()
+        if machine is None:
+            raise ValueError("this machine is closed")
+        return machine
 
     # ---- life ----
 
@@ -368,11 +378,15 @@ class ProcessTable:
 
     :param core: the machine's allocator.
     :param paging: what its address spaces are made from.
+    :param machine: gives whose they are, while it is there.
     :ivar live: those that have not exited, by pid.
     """
 
-    def __init__(self, core: PageAllocator, paging: Paging) -> None:
+    def __init__(
+        self, core: PageAllocator, paging: Paging, machine: Callable[[], Machine | None]
+    ) -> None:
         self._core = core
+        self.machine = machine
         self._paging = paging
         self.live: dict[int, Process] = {}
         self._exited = threading.Condition(threading.RLock())

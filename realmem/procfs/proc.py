@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,10 +16,13 @@ from realmem.procfs import (
     vmstat,
     zoneinfo,
 )
+from realmem.procfs.pid import NAMES, pid_file, pid_files
 from realmem.procfs.sysctl import sysctl_files
 from realmem.procfs.sysfs import SysFS
 from realmem.procfs.tree import TextFile, TextTree
 from realmem.vmstat import read_vmstat
+
+_PID_PATH = re.compile(rf"/proc/([1-9][0-9]*)/({'|'.join(NAMES)})", re.ASCII)
 
 
 class ProcFS(TextTree):
@@ -29,7 +33,24 @@ class ProcFS(TextTree):
     """
 
     def __init__(self, machine: Any) -> None:
-        super().__init__(machine, self._memory_files, lambda: sysctl_files(machine.sysctl))
+        super().__init__(
+            machine,
+            self._memory_files,
+            lambda: sysctl_files(machine.sysctl),
+            self._process_files,
+        )
+
+    def _process_files(self) -> Iterator[tuple[str, TextFile]]:
+        for process in self._machine.processes.values():
+            yield from pid_files(process)
+
+    def _file(self, path: object) -> TextFile | None:
+        # Of thousands of processes, only the one that is asked for is looked at.
+        match = _PID_PATH.fullmatch(path) if isinstance(path, str) else None
+        if match is None:
+            return super()._file(path)
+        process = self._machine.processes.get(int(match[1]))
+        return pid_file(process, match[2]) if process is not None else None
 
     def _memory_files(self) -> Iterator[tuple[str, TextFile]]:
         machine = self._machine

@@ -12,9 +12,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class TextFile:
-    """One file: what reading gives, and what writing does where Linux's file can be written."""
+    """
+    One file: what reading gives, and what writing does where Linux's file can be written.
 
-    read: Callable[[], str]
+    What can only be written has no ``read``.
+    """
+
+    read: Callable[[], str] | None
     write: Callable[[str], None] | None = None
 
 
@@ -22,7 +26,8 @@ class TextTree(Mapping[str, str]):
     """
     Mapping of absolute paths to texts, each made when it is read.
 
-    An unknown path is a KeyError; writing a file that Linux has read-only is ``OSError(EACCES)``.
+    An unknown path is a KeyError; writing a file that Linux has read-only is ``OSError(EACCES)``,
+    and so is reading one that can only be written: ``paths()`` lists it, iteration leaves it out.
 
     :param machine: whose files they are; nothing is read or written where it forbids calls.
     :param families: each gives some of the files that exist now.
@@ -45,11 +50,18 @@ class TextTree(Mapping[str, str]):
         found = (file for family in self._families for at, file in family() if at == path)
         return next(found, None)
 
+    def _readers(self) -> list[tuple[str, Callable[[], str]]]:
+        files = self._files().items()
+        return [(path, file.read) for path, file in files if file.read is not None]
+
     def __getitem__(self, path: str) -> str:
         file = self._file(path)
         if file is None:
             raise KeyError(path)
-        return file.read()
+        read = file.read
+        if read is None:
+            raise _forbidden(path)
+        return read()
 
     def __setitem__(self, path: str, text: str) -> None:
         file = self._file(path)
@@ -57,7 +69,7 @@ class TextTree(Mapping[str, str]):
             raise KeyError(path)
         write = file.write
         if write is None:
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+            raise _forbidden(path)
         if not isinstance(text, str):
             raise TypeError(f"{path} takes a str, not {text!r}")
         write(text)
@@ -67,17 +79,17 @@ class TextTree(Mapping[str, str]):
 
     def items(self) -> ItemsView[str, str]:
         """Read every file, listing the tree once."""
-        return {path: file.read() for path, file in sorted(self._files().items())}.items()
+        return {path: read() for path, read in sorted(self._readers())}.items()
 
     def values(self) -> ValuesView[str]:
         """Read every file, listing the tree once."""
         return dict(self.items()).values()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.paths())
+        return iter(sorted(path for path, _ in self._readers()))
 
     def __len__(self) -> int:
-        return len(self._files())
+        return len(self._readers())
 
     def __repr__(self) -> str:
         return f"<realmem {type(self).__name__}>"
@@ -92,7 +104,11 @@ class TextTree(Mapping[str, str]):
 
         :param directory: made where it is missing.
         """
-        for path, file in self._files().items():
+        for path, read in self._readers():
             target = Path(directory, path.lstrip("/"))
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(file.read())
+            target.write_text(read())
+
+
+def _forbidden(path: str) -> PermissionError:
+    return PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)

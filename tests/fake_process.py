@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 from realmem.layout import PAGE_SIZE
+from realmem.mm.tree import VmaTree
+from realmem.mm.vma import Vma
 
 SMAPS_COUNTS = tuple(
     "rss pss pss_dirty shared_clean shared_dirty private_clean private_dirty referenced anonymous "
@@ -20,15 +22,8 @@ class Counts(SimpleNamespace):
 PRIVATE_RW = 0x8100073          # rd wr mr mw me ac sd
 
 
-@dataclass
-class FakeVma:
-    start: int
-    end: int
-    vm_flags_word: int = PRIVATE_RW
-    pgoff: int = 0
-    file: object = None
-    policy: object = None
-    name: str | None = None
+def a_vma(start, end, flags=PRIVATE_RW, pgoff=None, object=None, policy=None, name=None):
+    return Vma(start, end, flags, pgoff, object, policy, name)
 
 
 @dataclass
@@ -79,9 +74,11 @@ class FakeCore:
 @dataclass
 class FakeMap:
     core: FakeCore
+    tree: VmaTree
     start_brk: int = 0x10000000
-    brk: int = 0x10000000
     start_stack: int = 0
+    thp_disabled: int = 0
+    capabilities: frozenset = frozenset({"CAP_SYS_ADMIN", "CAP_IPC_LOCK"})
 
 
 @dataclass
@@ -117,9 +114,9 @@ class FakeProcess:
     name: str = "fake"
     parent: object = None
     uid: int = 0
-    capabilities: frozenset = frozenset({"CAP_SYS_ADMIN", "CAP_IPC_LOCK"})
+    brk: int = 0x10000000
     machine: FakeMachine = field(default_factory=FakeMachine)
 
     def __post_init__(self):
-        self.mm = FakeMap(self.core)
+        self.mm = FakeMap(self.core, VmaTree.of(self.vmas, self.brk))
         self.machine.processes[self.pid] = self

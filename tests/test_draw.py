@@ -6,7 +6,7 @@ import re
 from itertools import pairwise
 
 import pytest
-from fake_process import FakeCore, FakeProcess, FakeVma
+from fake_process import FakeCore, FakeProcess, a_vma
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -87,16 +87,15 @@ def test_sizes(size, text):
 
 def a_process(**options):
     return Drawn(
-        [FakeVma(0x10000000, 0x10008000),
-         FakeVma(A, A + 8 * PAGE_SIZE, name="arena"),
-         FakeVma(A + 8 * PAGE_SIZE, A + 9 * PAGE_SIZE, 0x75)],
+        [a_vma(0x10000000, 0x10008000),
+         a_vma(A, A + 8 * PAGE_SIZE, name="arena"),
+         a_vma(A + 8 * PAGE_SIZE, A + 9 * PAGE_SIZE, 0x75)],
         FakeCore([A + 4 * PAGE_SIZE, A + 5 * PAGE_SIZE, A + 8 * PAGE_SIZE]), **options,
     )  # fmt: skip
 
 
 def test_a_process():
-    p = a_process()
-    p.mm.brk = 0x10008000
+    p = a_process(brk=0x10008000)
     lines = p.draw(80).splitlines()
     assert lines[0] == " fake, pid 5"
     assert lines[1] == (
@@ -134,7 +133,7 @@ def test_colours_and_width_are_the_terminals(monkeypatch):
 
 
 def test_a_hundred_thousand_vmas():
-    vmas = [FakeVma(A + i * 2 * PAGE_SIZE, A + (i * 2 + 1) * PAGE_SIZE) for i in range(100_000)]
+    vmas = [a_vma(A + i * 2 * PAGE_SIZE, A + (i * 2 + 1) * PAGE_SIZE) for i in range(100_000)]
     text = Drawn(vmas).draw(80)
     assert text.startswith(" fake, pid 5\n 100,000 VMAs, 391 MiB mapped")
     assert len(text.splitlines()) < 250

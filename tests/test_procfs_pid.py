@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 
 import pytest
-from fake_process import FakeCore, FakeMachine, FakeProcess, FakeShmem, FakeVma
+from fake_process import FakeCore, FakeMachine, FakeProcess, FakeShmem, a_vma
 
 from realmem.layout import PAGE_SIZE
 from realmem.procfs import ProcFS
@@ -22,15 +22,15 @@ def parts(text):
 @pytest.mark.conformance("PF-05")
 def test_maps():
     p = FakeProcess([
-        FakeVma(0x10000000, 0x10002000, name="in the heap"),
-        FakeVma(A, A + 4 * PAGE_SIZE, name="test"),
-        FakeVma(A + 4 * PAGE_SIZE, A + 5 * PAGE_SIZE, 0x75, name=""),
-        FakeVma(A + 8 * PAGE_SIZE, A + 9 * PAGE_SIZE, 0x70),
-        FakeVma(A + 16 * PAGE_SIZE, A + 18 * PAGE_SIZE, 0xFB, 2, FakeShmem()),
-        FakeVma(A + 18 * PAGE_SIZE, A + 19 * PAGE_SIZE, 0xFB, 4, FakeShmem(), name="shared"),
-        FakeVma(0x7FFFFFFDE000, 0x7FFFFFFFF000, 0x173),
-    ])  # fmt: skip
-    p.mm.brk, p.mm.start_stack = 0x10001234, 0x7FFFFFFF0000
+        a_vma(0x10000000, 0x10002000, name="in the heap"),
+        a_vma(A, A + 4 * PAGE_SIZE, name="test"),
+        a_vma(A + 4 * PAGE_SIZE, A + 5 * PAGE_SIZE, 0x75, name=""),
+        a_vma(A + 8 * PAGE_SIZE, A + 9 * PAGE_SIZE, 0x70),
+        a_vma(A + 16 * PAGE_SIZE, A + 18 * PAGE_SIZE, 0xFB, 2, FakeShmem()),
+        a_vma(A + 18 * PAGE_SIZE, A + 19 * PAGE_SIZE, 0xFB, 4, FakeShmem(), name="shared"),
+        a_vma(0x7FFFFFFDE000, 0x7FFFFFFFF000, 0x173),
+    ], brk=0x10001234)  # fmt: skip
+    p.mm.start_stack = 0x7FFFFFFF0000
     assert maps.process_maps(p) == (
         "10000000-10002000 rw-p 00000000 00:00 0                                  [heap]\n"
         "7f0000000000-7f0000004000 rw-p 00000000 00:00 0                          [anon:test]\n"
@@ -55,7 +55,7 @@ def test_no_vma():
 @pytest.mark.conformance("PF-06")
 def test_pss_is_shared_out():
     pages = [A + i * PAGE_SIZE for i in range(250)]
-    p = FakeProcess([FakeVma(A, A + 256 * PAGE_SIZE), FakeVma(2 * A, 2 * A + PAGE_SIZE)],
+    p = FakeProcess([a_vma(A, A + 256 * PAGE_SIZE), a_vma(2 * A, 2 * A + PAGE_SIZE)],
                     FakeCore([*pages, 2 * A], sharers=2))
     first, second = smaps.parse_smaps(smaps.process_smaps(p))
     assert tuple(first.kb) == smaps.SMAPS_FIELDS
@@ -70,7 +70,7 @@ def test_pss_is_shared_out():
 
 
 def test_smaps_is_printed_as_the_kernels():
-    p = FakeProcess([FakeVma(A, A + PAGE_SIZE)], FakeCore([A]))
+    p = FakeProcess([a_vma(A, A + PAGE_SIZE)], FakeCore([A]))
     assert smaps.process_smaps(p).splitlines()[1:5] == [
         "Size:                  4 kB", "KernelPageSize:        4 kB",
         "MMUPageSize:           4 kB", "Rss:                   4 kB",
@@ -105,17 +105,17 @@ def test_thp_eligible(enabled, order_2m, order_64k, word, start, pages, eligible
         }.items()
     }
     start = A + start * PAGE_SIZE
-    p = FakeProcess([FakeVma(start, start + pages * PAGE_SIZE, word)],
+    p = FakeProcess([a_vma(start, start + pages * PAGE_SIZE, word)],
                     machine=FakeMachine(sysfs))
     assert smaps.parse_smaps(smaps.process_smaps(p))[0].thp_eligible == eligible
-    p.thp_disabled = True
+    p.mm.thp_disabled = 1
     assert smaps.parse_smaps(smaps.process_smaps(p))[0].thp_eligible == 0
 
 
 def test_numa_maps():
     p = FakeProcess(
-        [FakeVma(A, A + 8 * PAGE_SIZE, policy="interleave:0-1"),
-         FakeVma(2 * A, 2 * A + PAGE_SIZE, 0xFB, 0, FakeShmem())],
+        [a_vma(A, A + 8 * PAGE_SIZE, policy="interleave:0-1"),
+         a_vma(2 * A, 2 * A + PAGE_SIZE, 0xFB, 0, FakeShmem())],
         FakeCore([A, A + PAGE_SIZE, A + 5 * PAGE_SIZE], sharers=2),
     )
     first, second = numa_maps.process_numa_maps(p).splitlines()
@@ -159,12 +159,12 @@ def test_stat():
 
 @pytest.mark.conformance("PF-14")
 def test_pagemap():
-    p = FakeProcess([FakeVma(A, A + 4 * PAGE_SIZE)], FakeCore([A + PAGE_SIZE]))
+    p = FakeProcess([a_vma(A, A + 4 * PAGE_SIZE)], FakeCore([A + PAGE_SIZE]))
     words = pagemap.process_pagemap(p, A + 5, 3)
     assert [word >> 55 for word in words] == [0, 0b1_0000_0011, 0]
     assert words[1] & pagemap.PM_PFRAME == 1
     assert pagemap.read_pagemap(p, (A >> 12) * 8 + 8, 8) == words[1].to_bytes(8, "little")
-    p.capabilities = frozenset()
+    p.mm.capabilities = frozenset()
     assert pagemap.process_pagemap(p, A, 3) == [0, 0b1_0000_0011 << 55, 0]
     end = pagemap.TASK_SIZE
     assert len(pagemap.process_pagemap(p, end - PAGE_SIZE, 7)) == 1
@@ -189,7 +189,7 @@ def test_clear_refs():
 
 
 def test_tree():
-    p = FakeProcess([FakeVma(A, A + PAGE_SIZE)])
+    p = FakeProcess([a_vma(A, A + PAGE_SIZE)])
     machine = p.machine
     machine.sysctl = {}
     tree = ProcFS(machine)

@@ -7,18 +7,18 @@ model is read from the running kernel's file and made from a Process.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from realmem.layout import PAGE_SHIFT
+from realmem.mm.vma import VM_EXEC, VM_MAYSHARE, VM_READ, VM_WRITE
 
-VM_READ, VM_WRITE, VM_EXEC, VM_MAYSHARE = 0x1, 0x2, 0x4, 0x80
 # Where the name of a line begins: fs/seq_file.c:seq_pad() with show_map_vma()'s width.
 NAME_COLUMN = 72
 ANON_DEVICE = 0, 1      # the internal mount that shared anonymous memory lies on
-SHARED_ANON = "/dev/zero (deleted)"
 
 
 @dataclass(frozen=True)
@@ -74,44 +74,57 @@ def parse_maps(text: str) -> list[Area]:
     return [area for area in areas if area is not None]
 
 
-def is_heap(process: Any, vma: Any) -> bool:
-    """Whether a VMA holds part of the heap (include/linux/mm.h:vma_is_initial_heap())."""
-    mm = process.mm
-    return bool(vma.start < mm.brk and vma.end > mm.start_brk)
+@dataclass(frozen=True)
+class Marks:
+    """Places in an address space that name the VMAs around them; 0 is none."""
+
+    start_brk: int = 0
+    brk: int = 0
+    stack: int = 0
+
+    @classmethod
+    def of(cls, mm: Any) -> Marks:
+        """Read those of a process."""
+        return cls(mm.start_brk, mm.tree.brk, getattr(mm, "start_stack", 0))
+
+    def is_heap(self, vma: Any) -> bool:
+        """Whether a VMA holds part of the heap (mm.h:vma_is_initial_heap())."""
+        return bool(vma.start < self.brk and vma.end > self.start_brk)
+
+    def is_stack(self, vma: Any) -> bool:
+        """Whether a VMA is the first stack (mm.h:vma_is_initial_stack())."""
+        return bool(self.stack and vma.start <= self.stack <= vma.end)
 
 
-def is_stack(process: Any, vma: Any) -> bool:
-    """Whether a VMA is the first stack (include/linux/mm.h:vma_is_initial_stack())."""
-    stack = process.mm.start_stack
-    return bool(stack and vma.start <= stack <= vma.end)
+def _place(vma: Any) -> tuple[int, int, int]:
+    """Give the device and the inode of what is behind a VMA."""
+    if vma.object is None:
+        return 0, 0, 0
+    if vma.anon:
+        return *ANON_DEVICE, getattr(vma.object, "inode", 0)
+    try:
+        found = Path(vma.file).stat()
+    except OSError:
+        return 0, 0, 0
+    return os.major(found.st_dev), os.minor(found.st_dev), found.st_ino
 
 
-def file_name(vma: Any) -> str:
-    """Give the path of what is behind a VMA; empty for private anonymous memory."""
-    if vma.file is None:
-        return ""
-    path = getattr(vma.file, "path", None)
-    return str(path) if path else SHARED_ANON
-
-
-def area_of(process: Any, vma: Any) -> Area:
-    """Give a VMA of a process as the files show it."""
+def area_of(vma: Any, marks: Marks) -> Area:
+    """Give a VMA as the files show it."""
     word = vma.vm_flags_word
     perms = "".join(
         letter if word & bit else "-"
         for bit, letter in ((VM_READ, "r"), (VM_WRITE, "w"), (VM_EXEC, "x"))
     ) + ("s" if word & VM_MAYSHARE else "p")
-    if vma.file is not None:
-        major, minor = getattr(vma.file, "device", ANON_DEVICE)
-        name = f"[anon_shmem:{vma.name}]" if vma.name is not None else file_name(vma)
+    if vma.object is not None:
+        shown = vma.file if vma.name is None else f"[anon_shmem:{vma.name}]"
         return Area(
-            vma.start, vma.end, perms, vma.pgoff << PAGE_SHIFT, major, minor,
-            getattr(vma.file, "inode", 0), name.replace("\n", "\\012"),
-        )  # fmt: skip
+            vma.start, vma.end, perms, vma.offset, *_place(vma), shown.replace("\n", "\\012")
+        )
     name = ""
-    if is_heap(process, vma):
+    if marks.is_heap(vma):
         name = "[heap]"
-    elif is_stack(process, vma):
+    elif marks.is_stack(vma):
         name = "[stack]"
     elif vma.name is not None:
         name = f"[anon:{vma.name}]"
@@ -120,7 +133,8 @@ def area_of(process: Any, vma: Any) -> Area:
 
 def areas(process: Any) -> Iterator[Area]:
     """Give the VMAs of a process in address order."""
-    return (area_of(process, vma) for vma in process.vmas)
+    marks = Marks.of(process.mm)
+    return (area_of(vma, marks) for vma in process.vmas)
 
 
 def process_maps(process: Any) -> str:

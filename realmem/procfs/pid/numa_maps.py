@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from realmem.layout import PAGE_SIZE
-from realmem.procfs.pid.maps import file_name, is_heap, is_stack
+from realmem.procfs.pid.maps import Marks
 
 
 @dataclass
@@ -105,22 +105,22 @@ def parse_numa_maps(text: str) -> list[NumaArea]:
     return areas
 
 
-def _place(process: Any, vma: Any) -> str:
-    path = file_name(vma)
-    if path:
+def _place(vma: Any, marks: Marks) -> str:
+    if vma.file is not None:
         # fs/seq_file.c:seq_path() with show_numa_map()'s set of characters
-        return "file=" + "".join(f"\\{ord(c):03o}" if c in "\n\t= \\" else c for c in path)
-    if is_heap(process, vma):
+        special = "\n\t= \\"
+        return "file=" + "".join(f"\\{ord(c):03o}" if c in special else c for c in vma.file)
+    if marks.is_heap(vma):
         return "heap"
-    return "stack" if is_stack(process, vma) else ""
+    return "stack" if marks.is_stack(vma) else ""
 
 
-def _numa_area(process: Any, vma: Any) -> NumaArea:
+def _numa_area(process: Any, vma: Any, marks: Marks) -> NumaArea:
     anon, dirty, mapmax, active, nodes, _ = process.mm.core.numa(vma.start, vma.end)
     return NumaArea(
         vma.start,
         "default" if vma.policy is None else str(vma.policy),
-        _place(process, vma),
+        _place(vma, marks),
         anon=anon,
         dirty=dirty,
         mapped=sum(nodes),
@@ -132,4 +132,5 @@ def _numa_area(process: Any, vma: Any) -> NumaArea:
 
 def process_numa_maps(process: Any) -> str:
     """Give a process's file."""
-    return format_numa_maps(_numa_area(process, vma) for vma in process.vmas)
+    marks = Marks.of(process.mm)
+    return format_numa_maps(_numa_area(process, vma, marks) for vma in process.vmas)

@@ -38,7 +38,7 @@ def process_pagemap(process: Any, addr: int, n: int) -> list[int]:
     if not pages:
         return []
     words: list[int] = process.mm.core.pagemap(start << PAGE_SHIFT, pages)
-    if "CAP_SYS_ADMIN" in process.capabilities:
+    if "CAP_SYS_ADMIN" in process.mm.capabilities:
         return words
     return [word & ~PM_PFRAME for word in words]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from realmem.layout import PAGE_SHIFT
-from realmem.procfs.pid.maps import Area, area_of, format_area, parse_area
+from realmem.procfs.pid.maps import Area, Marks, area_of, format_area, parse_area
 from realmem.procfs.pid.thp import ThpSettings, thp_eligible
 
 _PAGE_KB = 1 << (PAGE_SHIFT - 10)
@@ -119,17 +119,17 @@ def usage_kb(counts: Any) -> dict[str, int]:
     return kb
 
 
-def _entry(process: Any, vma: Any, settings: ThpSettings) -> SmapsEntry:
+def _entry(process: Any, vma: Any, marks: Marks, settings: ThpSettings) -> SmapsEntry:
     kb = usage_kb(process.mm.core.smaps(vma.start, vma.end))
     kb.update(Size=(vma.end - vma.start) >> 10, KernelPageSize=_PAGE_KB, MMUPageSize=_PAGE_KB)
     eligible = thp_eligible(vma, settings)
-    return SmapsEntry(area_of(process, vma), kb, int(eligible), flag_names(vma.vm_flags_word))
+    return SmapsEntry(area_of(vma, marks), kb, int(eligible), flag_names(vma.vm_flags_word))
 
 
 def process_smaps(process: Any) -> str:
     """Give a process's smaps."""
-    settings = ThpSettings.of(process)
-    return format_smaps(_entry(process, vma, settings) for vma in process.vmas)
+    settings, marks = ThpSettings.of(process), Marks.of(process.mm)
+    return format_smaps(_entry(process, vma, marks, settings) for vma in process.vmas)
 
 
 def process_rollup(process: Any) -> str:
@@ -144,7 +144,7 @@ def process_rollup(process: Any) -> str:
             pages[name] += getattr(counts, key)
         for name, key in _BYTES.items():
             fractions[name] += getattr(counts, key)
-        fractions["Pss_Anon" if vma.file is None else "Pss_Shmem"] += counts.pss
+        fractions["Pss_Anon" if vma.private_anon else "Pss_Shmem"] += counts.pss
     kb = {name: count * _PAGE_KB for name, count in pages.items()}
     kb.update((name, count >> 10) for name, count in fractions.items())
     kb.update(KSM=0, Shared_Hugetlb=0, Private_Hugetlb=0)

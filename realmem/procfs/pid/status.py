@@ -175,14 +175,14 @@ def process_status(process: Any) -> str:
     """Give a process's file."""
     machine = process.machine
     cpus = sorted(cpu for node in machine.nodes for cpu in node.cpus)
-    held = process.capabilities
+    held = process.mm.capabilities
     return format_status(StatusRecord(
         name=process.name,
         pid=process.pid,
         ppid=0 if process.parent is None else process.parent.pid,
         uid=process.uid,
         memory=memory_lines(process.mm.core),
-        thp_enabled=int(not getattr(process, "thp_disabled", False)),
+        thp_enabled=int(not getattr(process.mm, "thp_disabled", 0)),
         capabilities=sum(1 << i for i, name in enumerate(CAPABILITIES) if f"CAP_{name}" in held),
         cpus=cpus,
         nr_cpus=max(cpus, default=0) + 1,

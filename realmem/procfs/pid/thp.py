@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from realmem.layout import PAGE_SHIFT
+from realmem.mm.vma import VM_HUGEPAGE, VM_NOHUGEPAGE
 
-VM_HUGEPAGE, VM_NOHUGEPAGE = 0x20000000, 0x40000000
 PMD_ORDER = 9
 _SYSFS = "/sys/kernel/mm/transparent_hugepage"
 _CHOSEN = re.compile(r"\[(\w+)\]")
@@ -36,7 +36,7 @@ class ThpSettings:
     def of(cls, process: Any) -> ThpSettings:
         """Read those that hold for a process."""
         sysfs = process.machine.sysfs
-        disabled = bool(getattr(process, "thp_disabled", False))
+        disabled = bool(getattr(process.mm, "thp_disabled", 0))
         if f"{_SYSFS}/enabled" not in sysfs:
             return cls("never", {}, disabled)
         orders = {}
@@ -56,7 +56,7 @@ def _chosen(text: str) -> str:
 def thp_eligible(vma: Any, settings: ThpSettings) -> bool:
     """Whether a fault or the collapser could give a VMA a folio of some order."""
     word = vma.vm_flags_word
-    if vma.file is not None or settings.disabled or word & VM_NOHUGEPAGE:
+    if vma.object is not None or settings.disabled or word & VM_NOHUGEPAGE:
         return False
     for order, choice in settings.orders.items():
         rule = settings.enabled if choice == "inherit" else choice

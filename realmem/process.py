@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from realmem._core import faults
 from realmem._core.mm import Pin, reap
 from realmem._core.own_caches import shrink_process_caches
+from realmem.advice import AdviceCalls
 from realmem.arguments import as_address, as_int, as_str
 from realmem.errors import SegmentationFault
 from realmem.layout import PAGE_SIZE
@@ -79,7 +80,7 @@ def _decode(level: str, raw: int) -> Mapping[str, object]:
     return MappingProxyType(decoded)
 
 
-class Process(SystemCalls, SeenFromOutside):
+class Process(SystemCalls, AdviceCalls, SeenFromOutside):
     """
     A simulated process: an address space of its own, real loads and stores in it.
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from realmem.mm.brk import brk, sbrk
 from realmem.mm.mmap import mmap
 from realmem.mm.mprotect import mprotect
+from realmem.mm.mremap import mremap
 from realmem.mm.mseal import mseal
 from realmem.mm.munmap import munmap
 
@@ -61,6 +62,27 @@ class SystemCalls:
         """
         self.mm.core.check_alive()
         munmap(self.mm, addr, length)
+
+    def mremap(
+        self,
+        old: int,
+        old_size: int,
+        new_size: int,
+        flags: int = 0,
+        new_addr: int | None = 0,
+    ) -> int:
+        """
+        Resize a mapping, or move it.
+
+        Compare mm/mremap.c:do_mremap().
+
+        :param flags: MREMAP_* bits.
+        :param new_addr: where to, with MREMAP_FIXED; a hint with MREMAP_DONTUNMAP alone.
+        :return: where it is now.
+        :raises OSError: EINVAL, EFAULT, ENOMEM, EAGAIN or EPERM, as Linux's.
+        """
+        self.mm.core.check_alive()
+        return mremap(self.mm, old, old_size, new_size, flags, new_addr)
 
     def mprotect(self, addr: int, length: int, prot: int) -> None:
         """

@@ -26,6 +26,7 @@ from realmem.mm.vma import (
     VM_GROWSDOWN,
     VM_LOCKED,
     VM_READ,
+    VM_STICKY,
     VM_WIPEONFORK,
     VM_WRITE,
     is_data_mapping,
@@ -204,7 +205,7 @@ class FakeCore:
                 and one.end == two.start
                 and one.policy == two.policy
                 and one.object is two.object
-                and not (one.vm_flags_word ^ two.vm_flags_word) & ~(0x7 | 0x8000000)
+                and not (one.vm_flags_word ^ two.vm_flags_word) & ~(0x7 | VM_STICKY)
                 and two.pgoff == one.pgoff + one.pages
             ):
                 return anon

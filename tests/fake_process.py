@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
@@ -67,8 +68,11 @@ class FakeCore:
             for addr in range(start, start + n * PAGE_SIZE, PAGE_SIZE)
         ]
 
-    def clear_refs(self, what):
-        self.cleared.append(what)
+    def clear_refs(self, what, tree=None):
+        self.cleared.append(what if tree is None else (what, list(tree)))
+
+    def reset_hiwater(self):
+        self.cleared.append("hiwater")
 
 
 @dataclass
@@ -78,6 +82,7 @@ class FakeMap:
     start_brk: int = 0x10000000
     start_stack: int = 0
     thp_disabled: int = 0
+    lock: object = field(default_factory=nullcontext)
     capabilities: frozenset = frozenset({"CAP_SYS_ADMIN", "CAP_IPC_LOCK"})
 
 

@@ -177,10 +177,13 @@ def test_pagemap():
 
 
 def test_clear_refs():
-    p = FakeProcess([])
+    p = FakeProcess([a_vma(A, A + PAGE_SIZE), a_vma(2 * A, 3 * A, 0x73)])
     for text in ("1", "2\n", " 3 ", "+4", "5"):
         clear_refs.write_clear_refs(p, text)
-    assert p.core.cleared == ["referenced", "anon", "file", "soft_dirty", "mm_hiwater_rss"]
+    clean = [a_vma(A, A + PAGE_SIZE, 0x100073), a_vma(2 * A, 3 * A, 0x73)]
+    assert p.core.cleared == [
+        "referenced", "anon", "file", ("soft_dirty", clean), "hiwater",
+    ]  # fmt: skip
     for text in ("0", "6", "", "x", "-1", "1 2", "0x1", "1.0", "\u0661"):
         with pytest.raises(OSError) as caught:
             clear_refs.write_clear_refs(p, text)
@@ -198,8 +201,8 @@ def test_tree():
     for path in ("/proc/05/maps", "/proc/5/mem", "/proc/6/maps", "/proc/5/maps/"):
         with pytest.raises(KeyError):
             tree[path]
-    tree["/proc/5/clear_refs"] = "4"
-    assert p.core.cleared == ["soft_dirty"]
+    tree["/proc/5/clear_refs"] = "1"
+    assert p.core.cleared == ["referenced"]
     with pytest.raises(PermissionError):
         tree["/proc/5/clear_refs"]
     with pytest.raises(PermissionError):

@@ -39,6 +39,7 @@ class MemoryMap:
     :ivar settings: the machine's sysctls.
     :ivar rlimit: the process's limits.
     :ivar capabilities: the process's capabilities, by name.
+    :ivar thp_disabled: PR_SET_THP_DISABLE: 0, 1, or 3 with PR_THP_DISABLE_EXCEPT_ADVISED.
     """
 
     def __init__(
@@ -48,11 +49,13 @@ class MemoryMap:
         *,
         rlimit: Mapping[str, int] | None = None,
         capabilities: Iterable[str] = CAPABILITIES,
+        thp_disabled: int = 0,
     ) -> None:
         self.core = core
         self.settings = settings
         self.rlimit = Limits(core, rlimit)
         self.capabilities = Capabilities(core, capabilities)
+        self.thp_disabled = thp_disabled
         self.lock = threading.RLock()
 
     @classmethod
@@ -189,7 +192,11 @@ class MemoryMap:
                         errno.ENOMEM, "the host has no room for a window as long as the parent's"
                     )
                 child = MemoryMap(
-                    core, self.settings, rlimit=self.rlimit, capabilities=self.capabilities
+                    core,
+                    self.settings,
+                    rlimit=self.rlimit,
+                    capabilities=self.capabilities,
+                    thp_disabled=self.thp_disabled,
                 )
                 self.core.fork_into(core, forked_tree(self.core.tree))
             except BaseException:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from realmem.mm.vma import VM_SOFTDIRTY, VM_SPECIAL, Vma
+from realmem.mm.vma import VM_SPECIAL, VM_STICKY, Vma
 
 Anon = tuple[int, bool]             # identity, 0 for none; whether it came with a fork
 NO_ANON: Anon = (0, False)          # of what never faulted
@@ -70,7 +70,7 @@ def _anon_agrees(target: Anon, source: Anon, may_be_forked: bool) -> bool:
 def _alike(one: Vma, other: Vma) -> bool:
     """Whether nothing but place and pages tells them apart."""
     return (
-        not (one.vm_flags_word ^ other.vm_flags_word) & ~VM_SOFTDIRTY
+        not (one.vm_flags_word ^ other.vm_flags_word) & ~VM_STICKY
         and one.object is other.object
         and one.name == other.name
         and one.policy == other.policy
@@ -78,15 +78,15 @@ def _alike(one: Vma, other: Vma) -> bool:
 
 
 def join(left: Vma | None, middle: Vma, right: Vma | None) -> Vma:
-    """Make one of up to three; soft-dirty if any is."""
+    """Make one of up to three, with the sticky flags of each."""
     if left is None and right is None:
         return middle
     flags = middle.vm_flags_word
     start, pgoff, end = middle.start, middle.pgoff, middle.end
     if left is not None:
         start, pgoff = left.start, left.pgoff
-        flags |= left.vm_flags_word & VM_SOFTDIRTY
+        flags |= left.vm_flags_word & VM_STICKY
     if right is not None:
         end = right.end
-        flags |= right.vm_flags_word & VM_SOFTDIRTY
+        flags |= right.vm_flags_word & VM_STICKY
     return Vma(start, end, flags, pgoff, middle.object, middle.policy, middle.name)

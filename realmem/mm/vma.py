@@ -31,6 +31,7 @@ VM_MAYEXEC = 0x40
 VM_MAYSHARE = 0x80
 VM_GROWSDOWN = 0x100
 VM_PFNMAP = 0x400
+VM_MAYBE_GUARD = 0x800
 VM_LOCKED = 0x2000
 VM_IO = 0x4000
 VM_SEQ_READ = 0x8000
@@ -53,6 +54,8 @@ VM_SEALED = 1 << 42
 VM_ACCESS_FLAGS = VM_READ | VM_WRITE | VM_EXEC
 VM_MAY_ALL = VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC
 VM_LOCKED_MASK = VM_LOCKED | VM_LOCKONFAULT
+# What never keeps VMAs from being merged; the merged one has it if one had.
+VM_STICKY = VM_SOFTDIRTY | VM_MAYBE_GUARD
 # What is never merged, nor locked.
 VM_SPECIAL = VM_IO | VM_DONTEXPAND | VM_PFNMAP | VM_MIXEDMAP
 
@@ -68,6 +71,7 @@ FLAG_NAMES = {
     VM_MAYSHARE: "ms",
     VM_GROWSDOWN: "gd",
     VM_PFNMAP: "pf",
+    VM_MAYBE_GUARD: "gu",
     VM_LOCKED: "lo",
     VM_IO: "io",
     VM_SEQ_READ: "sr",

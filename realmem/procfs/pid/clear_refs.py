@@ -10,7 +10,12 @@ import errno
 import os
 from typing import Any
 
-WHAT = {1: "referenced", 2: "anon", 3: "file", 4: "soft_dirty", 5: "mm_hiwater_rss"}
+from realmem.mm.tree import VmaTree
+from realmem.mm.vma import VM_SOFTDIRTY
+
+PAGES = {1: "referenced", 2: "anon", 3: "file"}
+SOFT_DIRTY = 4
+MM_HIWATER_RSS = 5
 
 
 def write_clear_refs(process: Any, text: str) -> None:
@@ -24,7 +29,20 @@ def write_clear_refs(process: Any, text: str) -> None:
     # The kernel copies 12 bytes and takes a decimal number with an optional sign.
     word = text[:12].strip(" \t\n\v\f\r")
     digits = word[1:] if word[:1] in ("+", "-") else word
-    what = WHAT.get(int(word)) if digits.isascii() and digits.isdecimal() else None
-    if what is None:
+    what = int(word) if digits.isascii() and digits.isdecimal() else 0
+    if what in PAGES:
+        process.mm.core.clear_refs(PAGES[what])
+    elif what == SOFT_DIRTY:
+        _clear_soft_dirty(process.mm)
+    elif what == MM_HIWATER_RSS:
+        process.mm.core.reset_hiwater()
+    else:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), f"/proc/{process.pid}/clear_refs")
-    process.mm.core.clear_refs(what)
+
+
+def _clear_soft_dirty(mm: Any) -> None:
+    """Clear the bits of the pages, and of the VMAs, which stay as they are otherwise."""
+    with mm.lock:
+        tree = mm.tree
+        vmas = [vma.with_flags(vma.vm_flags_word & ~VM_SOFTDIRTY) for vma in tree]
+        mm.core.clear_refs("soft_dirty", VmaTree.of(vmas, tree.brk, tree.def_flags))

@@ -1,0 +1,82 @@
+"""The kernel side's answers to advice, as a model: what tests/fake_core.py has not."""
+
+from __future__ import annotations
+
+from fake_core import LENGTH, LOW, FakeCore
+
+from realmem.layout import PAGE_SIZE
+from realmem.mm.address_space import MemoryMap
+from realmem.mm.limits import CAPABILITIES
+from realmem.mm.settings import VmSettings
+from realmem.mm.tree import VmaTree
+from realmem.mm.vma import VM_ACCESS_FLAGS, VM_WRITE
+
+
+class FakePages(FakeCore):
+    """Pages and guard markers are sets of addresses; what was asked is in ``asked``."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.guards = set()
+        self.asked = []
+
+    def populate(self, start, end, write):
+        vma = self.tree.at(start)
+        assert vma is not None and vma.end >= end, "not of one VMA"
+        # On x86 what may be written or executed may be read.
+        assert vma.vm_flags_word & (VM_WRITE if write else VM_ACCESS_FLAGS)
+        for page in range(start, end, PAGE_SIZE):
+            if page in self.guards:
+                return (1, page)
+            if vma.object is not None and vma.pgoff + (page - vma.start) // PAGE_SIZE >= (
+                vma.object.size
+            ):
+                return (5, page)
+            self.fault(page, page + PAGE_SIZE, write)
+        return (0, 0)
+
+    def zap(self, start, end):
+        self.madvise(start, end, "dontneed")
+
+    def madvise(self, start, end, what):
+        vma = self.tree.at(start)
+        assert start >= end or (vma is not None and vma.end >= end), "not of one VMA"
+        self.asked.append((what, start, end))
+        span = {page for page in range(start, end, PAGE_SIZE)}
+        if what in ("dontneed", "guard_install"):
+            if vma.object is None or what == "guard_install":
+                self.pages -= span
+        if what == "guard_install":
+            self.guards |= span
+            self._anon_vma_prepare(vma)
+        elif what == "guard_remove":
+            self.guards -= span
+
+    def _anon_vma_prepare(self, vma):
+        if not vma.private_anon:
+            return
+        for i, (one, anon, forked) in enumerate(self.vmas):
+            if one.start == vma.start and not anon:
+                self.vmas[i] = (one, self._reusable(i) or next(self.mmu.anon_ids), forked)
+                self.generation += 1
+
+    def mincore(self, start, end):
+        return bytes(page in self.pages for page in range(start, end, PAGE_SIZE))
+
+    def _zap(self, start, end):
+        super()._zap(start, end)
+        self.guards = {page for page in self.guards if not start <= page < end}
+
+    def _move(self, old, new, length):
+        super()._move(old, new, length)
+        moved = {page for page in self.guards if old <= page < old + length}
+        self.guards = (self.guards - moved) | {page - old + new for page in moved}
+
+
+def fake_map(*, capabilities=CAPABILITIES, settings=None, low=LOW, length=LENGTH):
+    """Make a MemoryMap on the model."""
+    mm = MemoryMap(
+        FakePages(None, low, length), settings or VmSettings(), capabilities=capabilities
+    )
+    mm.core.tree = VmaTree(brk=mm.start_brk)
+    return mm

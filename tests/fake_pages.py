@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from fake_core import LENGTH, LOW, FakeCore
+from contextlib import contextmanager
 
+from fake_core import LENGTH, LOW, FakeCore, FakeProcess, as_process
+
+from realmem.advice import AdviceCalls
 from realmem.layout import PAGE_SIZE
 from realmem.mm.address_space import MemoryMap
 from realmem.mm.limits import CAPABILITIES
@@ -80,3 +83,30 @@ def fake_map(*, capabilities=CAPABILITIES, settings=None, low=LOW, length=LENGTH
     )
     mm.core.tree = VmaTree(brk=mm.start_brk)
     return mm
+
+
+class AdvisedProcess(FakeProcess, AdviceCalls):
+    """Every memory call of a process, on the model."""
+
+    def __init__(self):
+        self.mm = fake_map()
+
+    def touch(self, addr, length, write=False):
+        self.mm.core.fault(addr, addr + length, write)
+
+    def page_states(self, addr, n):
+        core = self.mm.core
+        pages = range(addr, addr + n * PAGE_SIZE, PAGE_SIZE)
+        return "".join(
+            "g" if page in core.guards else "x" if page in core.pages else "." for page in pages
+        )
+
+
+@contextmanager
+def as_advised(kind):
+    """Give a new process, on the model or on real memory."""
+    if kind == "model":
+        yield AdvisedProcess()
+        return
+    with as_process(kind) as process:
+        yield process

@@ -122,7 +122,7 @@ def test_a_hole_stops_nothing(p, base, advice):
     refused(errno.ENOMEM, p.madvise, base + 32 * P, P, advice)
 
 
-@pytest.mark.conformance("VM-22")
+@pytest.mark.conformance("VM-22", "MA-37")
 @pytest.mark.parametrize(
     "advice, name, opposite",
     [
@@ -333,6 +333,17 @@ def test_populated(real):
     assert p.rss == 0 and all(word >> 63 for word in p.pagemap(a, 4))
     p.madvise(a, 2 * P, MADV_POPULATE_WRITE)
     assert p.rss == 2
+
+
+@pytest.mark.conformance("MA-35")
+def test_cold(real):
+    p = real
+    a = p.mmap(None, 4 * P, RW, ANON)
+    p.write(a, b"x" * 4 * P)
+    assert "Referenced:           16 kB" in p.smaps()
+    p.madvise(a, 4 * P, MADV_COLD)
+    assert "Referenced:            0 kB" in p.smaps()
+    assert p.read(a, 4 * P) == b"x" * 4 * P and p.rss == 4
 
 
 @pytest.mark.conformance("GD-01", "GD-02", "GD-12")

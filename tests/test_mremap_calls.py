@@ -279,6 +279,22 @@ def test_pages_keep_their_state_and_frame(real):
     assert not any(word >> 56 & 0xFF for word in p.pagemap(b + 2 * P, 2)), "cut off, they are gone"
 
 
+@pytest.mark.conformance("MR-34")
+def test_reverse_map_follows(real):
+    p = real
+    a = p.mmap(None, 2 * P, RW, ANON)
+    p.write(a, b"x" * 2 * P)
+    page = p.machine.pfn_to_page(p.walk(a + P)[-1].decoded["pfn"])
+    assert page.mappings == [(p.pid, a + P)]
+    b = p.mremap(a, 2 * P, 2 * P, TO, a - (1 << 24))
+    assert page.mappings == [(p.pid, b + P)] and page.mapcount == 1
+    child = p.fork()
+    child.mremap(b, 2 * P, 2 * P, TO, a)
+    assert page.mappings == sorted([(p.pid, b + P), (child.pid, a + P)])
+    p.write(b, b"y" * 2 * P)
+    assert page.mappings == [(child.pid, a + P)]
+
+
 @pytest.mark.conformance("MR-36")
 def test_several_vmas_move_together(p, base):
     p.mmap(base, 6 * P, RW, ANON | MAP_FIXED)

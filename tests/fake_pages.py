@@ -38,6 +38,9 @@ class FakePages(FakeCore):
             self.fault(page, page + PAGE_SIZE, write)
         return (0, 0)
 
+    def set_thp_disabled(self, disabled):
+        self.asked.append(("thp_disabled", disabled))
+
     def zap(self, start, end):
         self.madvise(start, end, "dontneed")
 

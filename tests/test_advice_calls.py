@@ -335,6 +335,20 @@ def test_populated(real):
     assert p.rss == 2
 
 
+@pytest.mark.conformance("MA-12")
+def test_part_of_a_huge_page(real):
+    p = real
+    p.mm.core.mmu.set_folios(1 << 9, 0)
+    a = p.mmap(None, 512 * P, RW, ANON)
+    assert a % (512 * P) == 0
+    p.write(a, b"x")
+    assert p.rss == 512 and p.walk(a)[-1].level == "pmd"
+    p.write(a, b"x" * 512 * P)
+    p.madvise(a + 5 * P, 3 * P, MADV_DONTNEED)
+    assert p.rss == 509
+    assert p.read(a, 512 * P) == b"x" * 5 * P + bytes(3 * P) + b"x" * 504 * P
+
+
 @pytest.mark.conformance("MA-35")
 def test_cold(real):
     p = real

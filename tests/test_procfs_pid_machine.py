@@ -74,7 +74,7 @@ def test_shared_pages_are_shared_out(p):
     a = p.mmap(None, 250 * P, RW, ANON)
     p.write(a, b"x" * 250 * P)
     child = p.fork()
-    b = p.mmap(None, 250 * P, RW, ANON)
+    b = p.mmap(a - 1024 * P, 250 * P, RW, ANON)
     p.write(b, b"x" * 250 * P)
     (rollup,) = parse_smaps(p.machine.procfs[f"/proc/{p.pid}/smaps_rollup"])
     assert rollup.kb["Rss"] == 2000 and rollup.kb["Pss"] == 1500

@@ -55,7 +55,9 @@ class MemoryMap:
         self.settings = settings
         self.rlimit = Limits(core, rlimit)
         self.capabilities = Capabilities(core, capabilities)
-        self.thp_disabled = thp_disabled
+        self.thp_disabled = 0
+        if thp_disabled:
+            self.disable_thp(thp_disabled)
         self.lock = threading.RLock()
 
     @classmethod
@@ -89,6 +91,11 @@ class MemoryMap:
     def start_brk(self) -> int:
         """Where the heap begins, going up."""
         return self.low + HEAP_GAP
+
+    def disable_thp(self, how: int) -> None:
+        """Set ``thp_disabled``, for faults too; what is excepted for advice they decide anyway."""
+        self.core.set_thp_disabled(how == 1)
+        self.thp_disabled = how
 
     def capable(self, name: str) -> bool:
         """Whether the process has a capability."""

@@ -84,7 +84,7 @@ def _set_thp_disable(mm: MemoryMap, disable: int, flags: int, arg4: int, arg5: i
     """Compare kernel/sys.c:prctl_set_thp_disable()."""
     if arg4 or arg5 or flags & ~PR_THP_DISABLE_EXCEPT_ADVISED or (flags and not disable):
         fail(errno.EINVAL, "argument")
-    mm.thp_disabled = (1 | flags) if disable else 0
+    mm.disable_thp((1 | flags) if disable else 0)
     return 0
 
 

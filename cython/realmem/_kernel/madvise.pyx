@@ -51,8 +51,10 @@ cdef int install_guards(mm_struct* mm, uint64_t start, uint64_t end) noexcept no
     cdef vma_slot* slot = vma_find(&mm.vmas, start)
     cdef uint64_t addr = start
     cdef uint64_t* pte
-    # So that a child inherits them.
-    if slot == NULL or anon_vma_prepare(mm, slot.vma) != 0:
+    if slot == NULL:
+        return -ENOMEM
+    # Private memory: so that a child inherits them.
+    if slot.vma.vm_object == NULL and anon_vma_prepare(mm, slot.vma) != 0:
         return -ENOMEM
     zap_range_locked(mm, start, end, NULL, False)
     while addr < end:

@@ -9,7 +9,8 @@ from libc.stdint cimport int64_t, uint64_t
 from realmem._kernel.host_calls cimport mutex_lock, mutex_unlock
 from realmem._kernel.kernel_caches cimport ANON_VMA, kernel_alloc, kernel_free
 from realmem._kernel.mm_types cimport (
-    VM_ACCESS, VM_SOFTDIRTY, anon_vma, mm_struct, mmu, shmem, vm_area_struct, vma_cursor,
+    VM_ACCESS, VM_MAYBE_GUARD, VM_SOFTDIRTY, anon_vma, mm_struct, mmu, shmem, vm_area_struct,
+    vma_cursor,
     vma_slot,
 )
 from realmem._kernel.vmaindex cimport vma_before, vma_first, vma_next
@@ -149,7 +150,8 @@ cdef inline bint reusable(const vm_area_struct* of, const vm_area_struct* left,
     return (of.anon_vma != NULL and not of.forked
             and left.vm_end == right.vm_start and left.policy == right.policy
             and left.vm_object == right.vm_object
-            and (left.vm_flags ^ right.vm_flags) & ~<uint64_t>(VM_ACCESS | VM_SOFTDIRTY) == 0
+            and (left.vm_flags ^ right.vm_flags) & ~<uint64_t>(
+                VM_ACCESS | VM_SOFTDIRTY | VM_MAYBE_GUARD) == 0
             and right.vm_pgoff == left.vm_pgoff + (
                 (left.vm_end - left.vm_start) >> PAGE_SHIFT))
 

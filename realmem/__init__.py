@@ -12,6 +12,7 @@ from typing import Any
 from realmem.errors import (
     AllocatorError,
     AtomicContextError,
+    BusError,
     HostError,
     InvariantError,
     OutOfMemory,
@@ -37,6 +38,7 @@ _LAZY = {
 __all__ = [
     "AllocatorError",
     "AtomicContextError",
+    "BusError",
     "HostError",
     "InvariantError",
     "OutOfMemory",

@@ -246,6 +246,7 @@ class Process(SystemCalls, AdviceCalls, SeenFromOutside):
         :raises SegmentationFault: on entry, at the first address that may not be accessed so.
         :raises BusError: on entry, past the end of what is mapped.
         """
+        self.mm.core.check_alive()
         return Pin(self.mm.core, as_address(addr), as_address(length, "length"), bool(write))
 
     def read(self, addr: int, n: int) -> bytes:

@@ -45,7 +45,7 @@ def test_first_store(child, way):
 with counted() as moved:
     store(base + PAGE)
 assert moved == {"pgfault": 1, "min_flt": 1, "rss": 1, "pgalloc_dma32": 1, "numa_hit": 1,
-                 "numa_local": 1, "nr_anon_pages": 1}, moved
+                 "numa_local": 1, "nr_anon_pages": 1, "nr_inactive_anon": 1}, moved
 """)
 
 

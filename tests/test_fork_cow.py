@@ -1,0 +1,184 @@
+"""Fork and copy-on-write, line by line of the catalogue; shared memory between relatives."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+
+import realmem as rm
+from realmem import (
+    MAP_ANONYMOUS,
+    MAP_FIXED,
+    MAP_NORESERVE,
+    MAP_PRIVATE,
+    MAP_SHARED,
+    PAGE_SIZE,
+    PROT_READ,
+    PROT_WRITE,
+)
+
+RW = PROT_READ | PROT_WRITE
+ANON, SHARED = MAP_PRIVATE | MAP_ANONYMOUS, MAP_SHARED | MAP_ANONYMOUS
+P = PAGE_SIZE
+
+
+@pytest.fixture
+def machine():
+    with rm.Machine(nodes=1, memory="32M", window="1G") as machine:
+        yield machine
+        machine.check()
+
+
+@pytest.fixture
+def process(machine):
+    return machine.spawn()
+
+
+def pfn(process, addr):
+    return process.walk(addr)[-1].decoded["pfn"]
+
+
+def free_pages(machine):
+    for cache in machine.kmem_caches.values():
+        cache.shrink()
+    machine.drain_all_pages()
+    machine.quicklists.trim()
+    return sum(node.free_pages for node in machine.nodes)
+
+
+@pytest.mark.conformance("FK-01")
+@pytest.mark.parametrize("raw", [False, True])
+def test_private_memory_parts_at_the_first_store(process, raw):
+    at = process.mmap(None, P, RW, ANON)
+    process.write(at, b"\1")
+    child = process.fork()
+    assert pfn(child, at) == pfn(process, at)
+    if raw:
+        child.view(at, P)[0] = 2
+    else:
+        child.write(at, b"\2")
+    assert (process.read(at, 1), child.read(at, 1)) == (b"\1", b"\2")
+    assert pfn(child, at) != pfn(process, at)
+
+
+@pytest.mark.conformance("FK-03")
+def test_rights_that_went_and_came_open_nothing(process):
+    at = process.mmap(None, 2 * P, RW, ANON)
+    process.write(at, b"a" * 2 * P)
+    child = process.fork()
+    for who in (process, child):
+        who.mprotect(at, 2 * P, PROT_READ)
+        who.mprotect(at, 2 * P, RW)
+    child.write(at, b"b")
+    process.write(at + P, b"c")
+    assert process.read(at, 1) + process.read(at + P, 1) == b"ac"
+    assert child.read(at, 1) + child.read(at + P, 1) == b"ba"
+
+
+@pytest.mark.conformance("FK-05")
+def test_shared_memory_stays_shared(process):
+    at = process.mmap(None, 64 * P, RW, SHARED)
+    process.write(at, b"before")
+    child = process.fork()
+    grandchild = child.fork()
+    grandchild.write(at + 5 * P, b"first touched after the fork")
+    process.view(at + 6 * P, P)[:5] = b"stood"
+    for who in (process, child, grandchild):
+        assert who.read(at, 6) == b"before"
+        assert who.read(at + 5 * P, 13) == b"first touched"
+        assert bytes(who.view(at + 6 * P, 5)) == b"stood"
+    assert pfn(child, at + 5 * P) == pfn(process, at + 5 * P)
+    frame = process.machine.pfn_to_page(pfn(process, at))
+    assert frame.mappings == [(who.pid, at) for who in (process, child, grandchild)]
+    process.exit()
+    assert child.read(at, 6) == b"before"
+
+
+@pytest.mark.conformance("FK-06")
+def test_the_last_owner_copies_nothing(machine, process):
+    at = process.mmap(None, P, RW, ANON)
+    process.write(at, b"1")
+    process.fork().exit()
+    frame, reused = pfn(process, at), machine.vmstat["pgreuse"]
+    process.write(at, b"2")
+    assert (pfn(process, at), machine.vmstat["pgreuse"]) == (frame, reused + 1)
+
+
+@pytest.mark.conformance("FK-14")
+def test_a_read_of_shared_memory_makes_its_page(machine, process):
+    at = process.mmap(None, 4 * P, RW, SHARED)
+    before = machine.vmstat["nr_shmem"]
+    assert process.read(at, 1) == b"\0"
+    assert machine.vmstat["nr_shmem"] == before + 1
+    assert pfn(process, at) != process.mm.core.mmu.zero_pfn
+    assert "Shmem:                 4 kB" in machine.procfs["/proc/meminfo"]
+    process.munmap(at, 4 * P)
+    assert machine.vmstat["nr_shmem"] == before
+
+
+@pytest.mark.conformance("CT-03")
+def test_past_the_end_of_an_object(machine, process):
+    """MR-19's page: counted as a fault of the machine, not of the task."""
+    at = process.mmap(None, P, RW, SHARED)
+    at = process.mremap(at, P, 2 * P, rm.MREMAP_MAYMOVE)
+    before = machine.vmstat["pgfault"], process.min_flt
+    with pytest.raises(rm.BusError) as caught:
+        process.write(at + P - 2, b"four")
+    assert (caught.value.address, caught.value.pid, caught.value.done) == (at + P, process.pid, 2)
+    assert (machine.vmstat["pgfault"], process.min_flt) == (before[0] + 2, before[1] + 1)
+    with pytest.raises(rm.BusError), process.guard():
+        process.view(at, 2 * P)[P] = 1
+
+
+@pytest.mark.conformance("FK-19")
+@pytest.mark.conformance("FK-30")
+def test_forks_until_memory_ends(machine):
+    root = machine.spawn()
+    at = root.mmap(None, 512 * P, RW, ANON)
+    root.touch(at, 512 * P, write=True)
+    root.fork().exit()
+    before = free_pages(machine)
+    children = []
+    with pytest.raises((OSError, rm.OutOfMemory)) as caught:
+        while True:
+            children.append(root.fork())
+            children[-1].touch(at, 100 * P, write=True)
+    if isinstance(caught.value, OSError):
+        assert caught.value.errno in (errno.ENOMEM, errno.EAGAIN)
+    assert len(children) > 10
+    machine.check()
+    for child in children:
+        child.exit()
+    assert free_pages(machine) == before
+    assert root.read(at, P) == bytes(P)
+
+
+@pytest.mark.conformance("FK-21")
+def test_a_host_read_into_a_shared_page_parts_it(process):
+    at = process.mmap(None, P, RW, ANON)
+    process.write(at, b"parent")
+    child = process.fork()
+    source, sink = os.pipe()
+    os.write(sink, b"child!")
+    with child.pin(at, 6, write=True) as view:
+        assert os.readv(source, [view]) == 6
+    os.close(source)
+    os.close(sink)
+    assert (process.read(at, 6), child.read(at, 6)) == (b"parent", b"child!")
+
+
+@pytest.mark.conformance("FK-28")
+def test_a_vma_of_more_than_16_tib(process):
+    base, size = 1 << 44, 17 << 40
+    try:
+        process.mmap(base, size, RW, ANON | MAP_FIXED | MAP_NORESERVE)
+        child = process.fork()
+    except OSError:
+        pytest.skip("the host has no 34 TiB of address space for windows")
+    for addr in (base, base + (16 << 40), base + size - P):
+        process.write(addr, b"p")
+        assert child.read(addr, 1) == b"\0"
+    second = process.fork()
+    assert all(second.read(a, 1) == b"p" for a in (base, base + (16 << 40), base + size - P))

@@ -23,6 +23,7 @@ from realmem.layout import (
     MADV_SOFT_OFFLINE,
     MADV_WILLNEED,
     PAGE_SIZE,
+    TASK_SIZE,
 )
 from realmem.mm.advice_flags import FLAG_ADVICE
 from realmem.mm.advice_pages import PAGE_ADVICE, Piece, run
@@ -74,6 +75,11 @@ def process_madvise(
     pairs = [(as_register(a, "address"), as_register(n, "length")) for a, n in ranges]
     if len(pairs) > UIO_MAXIOV or any(n >= WORD // 2 for _, n in pairs):
         fail(errno.EINVAL, "ranges")
+    # lib/iov_iter.c:__import_iovec(): one range alone is shortened before it is looked at.
+    for start, length in pairs:
+        length = min(length, MAX_RW_COUNT) if len(pairs) == 1 else length
+        if start + length > TASK_SIZE:
+            fail(errno.EFAULT, "ranges")
     mm.core.check_alive()
     if asker is not None:
         if advice not in _REMOTE:
@@ -81,8 +87,10 @@ def process_madvise(
         if not asker.capable("CAP_SYS_NICE"):
             fail(errno.EPERM, "CAP_SYS_NICE")
     done = 0
-    for start, length in pairs:
+    for at, (start, length) in enumerate(pairs):
         length = min(length, MAX_RW_COUNT - done)
+        if at and not length:
+            continue            # iov_iter_advance() passes over it
         try:
             _madvise(mm, start, length, advice)
         except OSError:

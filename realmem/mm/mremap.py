@@ -92,7 +92,8 @@ def _move_all(plan: Plan, whole: Remap) -> int:
         if result is None:
             result = part.result
         target = part.result + length
-        vma = plan.find(last_end)
+        # What moved may have merged with what it leaves.
+        vma = plan.find(last_end) if last_end < end else None
     if result is None:
         fail(errno.EFAULT, "nothing is mapped at the old address")
     return result

@@ -148,9 +148,9 @@ cdef int mm_mincore(mm_struct* mm, uint64_t id, uint64_t start, uint64_t end,
         if slot == NULL or addr >= slot.end:
             slot = vma_find(&mm.vmas, addr)
         pte = pte_offset_locked(mm, addr)
-        if pte != NULL and pte[0] != 0:
-            there = pte_present(pte[0])
-        else:
+        if pte != NULL and pte_present(pte[0]):
+            there = True
+        else:                       # behind a guard region, too, the object is looked at
             there = slot != NULL and slot.start <= addr and in_object(slot, addr)
         bytes_ret[(addr - start) >> PAGE_SHIFT] = there
         addr += PAGE_SIZE

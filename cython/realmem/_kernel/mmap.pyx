@@ -11,7 +11,8 @@ from realmem._kernel.host_calls cimport mutex_lock, mutex_unlock
 from realmem._kernel.mm_types cimport (
     GUP_PIN_COUNTING_BIAS, HOST_NONE, HOST_READ, MM_DEAD, MM_LIVE, NR_RLIMITS,
     PMD_SHIFT, PTE_PFN_MASK, PTE_RW, PTE_SPECIAL, TASK_SIZE, VM_DONTCOPY, VM_LOCKED_MASK,
-    VM_GROWSDOWN, VM_SOFTDIRTY, VM_WIPEONFORK, anon_vma, linear_page_index, mm_struct, mmu,
+    VM_GROWSDOWN, VM_MAYBE_GUARD, VM_SOFTDIRTY, VM_WIPEONFORK, anon_vma,
+    linear_page_index, mm_struct, mmu,
     pte_pfn, pte_present, pte_with_host, shmem, vm_area_struct, vma_cursor, vma_slot,
 )
 from realmem._kernel.pgtable cimport (
@@ -78,10 +79,11 @@ cdef int mm_fork(mm_struct* parent, uint64_t parent_id, mm_struct* child) noexce
     return rc
 
 
-# Where there is no anonymous page, faults bring the child what it needs.
-# Mirrors: mm/memory.c:vma_needs_copy().
+# Where there is no anonymous page and no guard region, faults bring the child what it needs.
+# Mirrors: mm/memory.c:vma_needs_copy(), VM_COPY_ON_FORK.
 cdef inline bint needs_copy(const vm_area_struct* vma) noexcept nogil:
-    return vma.anon_vma != NULL and not vma.vm_flags & (VM_DONTCOPY | VM_WIPEONFORK)
+    return ((vma.anon_vma != NULL or vma.vm_flags & VM_MAYBE_GUARD)
+            and not vma.vm_flags & (VM_DONTCOPY | VM_WIPEONFORK))
 
 
 # Mirrors: kernel/fork.c:dup_mmap().
@@ -116,7 +118,7 @@ cdef int dup_vmas(mm_struct* parent, mm_struct* child) noexcept nogil:
         if of.vm_object != NULL:
             shmem_get(of.vm_object)
             vma.vm_object = of.vm_object
-        elif needs_copy(of):
+        elif of.anon_vma != NULL and needs_copy(of):
             anon_vma_fork(u, vma, of)
         vma_insert(&child.vmas, vma)
         rmap_link(u, vma)
@@ -154,7 +156,11 @@ cdef int copy_page_range(mm_struct* parent, mm_struct* child,
                         return -ENOMEM
                     child_table = child_pte - ((addr >> PAGE_SHIFT) & 511)
                 if pte_present(entry):
-                    if pinned_page(parent, addr, entry):
+                    if slot.vma.vm_object != NULL:
+                        # Copied for its guard regions' sake: the rest stays as it is.
+                        page_dup_rmap(pfn_to_page(parent.mmu.m, pte_pfn(entry)))
+                        child.core.shmem_rss += 1
+                    elif pinned_page(parent, addr, entry):
                         entry = copy_pinned(parent, child, slot, addr, entry)
                         if entry == 0:
                             return -ENOMEM

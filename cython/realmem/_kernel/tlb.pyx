@@ -37,6 +37,7 @@ cdef enum:
     OWN_EDGES_WORTH = 64        # fewer edges than these are not worth a flush
     FILL_TRIES = 64
     GIB = 1 << 30
+    SCRATCH = 1                 # marks a scratch page's address, which may be 0
 
 
 # ---- counting host VMAs -----------------------------------------------------
@@ -274,7 +275,7 @@ cdef uint64_t fillable_run(mmu* u, const uint64_t* pte, uint64_t most) noexcept 
 cdef void tlb_protect_locked(mm_struct* mm, uint64_t start, uint64_t end, unsigned int most,
                              bint spare_pinned) noexcept nogil:
     cdef uint64_t addr = start
-    cdef uint64_t at, first = 0, last = 0       # the pages of the run: [first, last]
+    cdef uint64_t at, first = ~<uint64_t>0, last = 0  # of the run; no first: none
     cdef uint64_t* table
     cdef uint64_t* pte
     cdef unsigned int host
@@ -295,11 +296,11 @@ cdef void tlb_protect_locked(mm_struct* mm, uint64_t start, uint64_t end, unsign
             if unlikely(spare_pinned) and is_pinned(mm, addr, addr + PAGE_SIZE):
                 host = HOST_NONE
             if host > most:
-                if first == 0:
+                if first == ~<uint64_t>0:
                     first = addr
                 last = addr
                 pte[0] = pte_with_host(pte[0], most)
-            elif host != most and first != 0:
+            elif host != most and first != ~<uint64_t>0:
                 rc = protect_run(mm, &first, last, most)
                 if rc != 0:
                     break
@@ -317,9 +318,9 @@ cdef void tlb_protect_locked(mm_struct* mm, uint64_t start, uint64_t end, unsign
 cdef int protect_run(mm_struct* mm, uint64_t* first_ref, uint64_t last,
                      unsigned int most) noexcept nogil:
     cdef uint64_t first = first_ref[0]
-    if first == 0:
+    if first == ~<uint64_t>0:
         return 0
-    first_ref[0] = 0
+    first_ref[0] = ~<uint64_t>0
     count_vm_event(mm.mmu.m, HOST_MPROTECT, 1)
     return host_protect(host_address(mm, first), last + PAGE_SIZE - first,
                         PROT_READ if most == HOST_READ else PROT_NONE)
@@ -475,14 +476,15 @@ cdef int scratch_map_locked(mm_struct* mm, uint64_t addr, bint show_frame) noexc
     cdef uint64_t page_addr = addr & ~<uint64_t>(PAGE_SIZE - 1)
     cdef uint64_t* pte = pte_offset_locked(mm, page_addr) if mm.state == MM_LIVE else NULL
     cdef uint64_t at = host_address(mm, page_addr)
-    cdef uint64_t pfn
+    cdef uint64_t pfn, first
     cdef int64_t before
     cdef int nid, rc
     cdef mmu* u = mm.mmu
     if scratch_in(mm, page_addr, page_addr + PAGE_SIZE):
         return 0                # another thread's fault put it there
     if mm.nr_scratch == NR_SCRATCH:
-        clear_range(mm, mm.scratch[mm.scratch_hand], mm.scratch[mm.scratch_hand] + PAGE_SIZE)
+        first = mm.scratch[mm.scratch_hand] & ~<uint64_t>SCRATCH
+        clear_range(mm, first, first + PAGE_SIZE)
     if pte != NULL and pte_present(pte[0]):
         # The page may be read: show its bytes, in a copy that the host makes at the store.
         pfn = pte_pfn(pte[0])
@@ -501,7 +503,7 @@ cdef int scratch_map_locked(mm_struct* mm, uint64_t addr, bint show_frame) noexc
     if rc == 0:
         while mm.scratch[mm.scratch_hand] != 0:
             mm.scratch_hand = (mm.scratch_hand + 1) & (NR_SCRATCH - 1)
-        mm.scratch[mm.scratch_hand] = page_addr
+        mm.scratch[mm.scratch_hand] = page_addr | SCRATCH
         mm.scratch_hand = (mm.scratch_hand + 1) & (NR_SCRATCH - 1)
         mm.nr_scratch += 1
         atomic64_add_return(&windows.host_vmas, 2, SEQ_CST)
@@ -509,10 +511,12 @@ cdef int scratch_map_locked(mm_struct* mm, uint64_t addr, bint show_frame) noexc
 
 
 cdef void scratch_flush_locked(mm_struct* mm) noexcept nogil:
+    cdef uint64_t first
     cdef int i
     for i in range(NR_SCRATCH):
         if mm.scratch[i] != 0:
-            clear_range(mm, mm.scratch[i], mm.scratch[i] + PAGE_SIZE)
+            first = mm.scratch[i] & ~<uint64_t>SCRATCH
+            clear_range(mm, first, first + PAGE_SIZE)
 
 
 cdef bint scratch_in(mm_struct* mm, uint64_t start, uint64_t end) noexcept nogil:

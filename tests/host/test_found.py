@@ -1,0 +1,85 @@
+"""Steps on which realmem once parted from the kernel, shrunk: they stay together."""
+
+from __future__ import annotations
+
+import platform
+
+import pytest
+from host.compare import Pair, replay
+from host.ops import BASE, HEAP_DISTANCE, PAGE, Op
+
+pytestmark = pytest.mark.skipif(
+    platform.machine() != "x86_64", reason="the drivers of the host's side are x86-64 code")
+
+RW, READ, NONE = 3, 1, 0
+ANON, SHARED, FIXED, LOCKED, POPULATE = 0x22, 0x21, 0x10, 0x2000, 0x8000
+GUARD, UNGUARD, DONTNEED = 102, 103, 4
+MOVE, DONTUNMAP = 3, 7
+A, B = BASE - 100 * PAGE, BASE - 50 * PAGE
+FORK = Op(1, "fork", (2,))
+
+
+def mapped(pages: int, flags: int = ANON, at: int = A, prot: int = RW) -> Op:
+    return Op(1, "mmap", (at, pages * PAGE, prot, flags | FIXED, 0))
+
+
+def advised(page: int, pages: int, advice: int) -> Op:
+    return Op(1, "madvise", (A + page * PAGE, pages * PAGE, advice))
+
+
+FOUND = {
+    "guard regions in shared memory, then a split":
+        [mapped(4, SHARED), advised(0, 4, GUARD), Op(1, "munmap", (A + 3 * PAGE, PAGE))],
+    "guard regions in shared memory need no anon_vma: a child's VMAs merge":
+        [mapped(8, SHARED), advised(2, 6, GUARD), Op(1, "mlock2", (A + 3 * PAGE, PAGE, 1)), FORK,
+         Op(2, "mlockall", (7,))],
+    "a child gets the entries of shared memory that has guard regions":
+        [mapped(2, SHARED), advised(0, 1, GUARD), Op(1, "mremap", (A, 2 * PAGE, 2 * PAGE,
+         DONTUNMAP, B)), Op(1, "write", (A + PAGE, 1, 1, False)), FORK],
+    "mincore looks behind guard regions of shared memory":
+        [mapped(1, SHARED), Op(1, "write", (A, 1, 1, False)), advised(0, 1, GUARD),
+         Op(1, "mincore", (A, PAGE))],
+    "a mark of guard regions does not keep neighbours from sharing an anon_vma":
+        [mapped(3), advised(2, 1, GUARD), Op(1, "mprotect", (A + 2 * PAGE, PAGE, READ)),
+         advised(2, 1, UNGUARD), Op(1, "write", (A, 1, 1, False)),
+         Op(1, "mprotect", (A, 3 * PAGE, NONE))],
+    "what merges with what it leaves moves once":
+        [mapped(4), Op(1, "read", (A + 2 * PAGE, 1, 0, False)),
+         Op(1, "mremap", (A, 2 * PAGE, 2 * PAGE, DONTUNMAP, A + 4 * PAGE))],
+    "a refused mprotect has populated what it made writable":
+        [mapped(3, ANON | LOCKED, prot=READ), Op(1, "mprotect", (A, 5 * PAGE, RW))],
+    "process_madvise of an address that no process has":
+        [mapped(2), Op(1, "process_madvise",
+                       (((A, PAGE), ((1 << 47) - PAGE, PAGE)), DONTNEED))],
+    "process_madvise passes over empty ranges":
+        [mapped(2), Op(1, "process_madvise", (((A, PAGE), (1, 0), (A, PAGE)), DONTNEED))],
+    "process_madvise looks at a first empty range":
+        [mapped(2), Op(1, "process_madvise", (((1, 0), (A, PAGE)), DONTNEED))],
+    "a child is not given the zero page":
+        [mapped(2), Op(1, "read", (A, 1, 0, False)), FORK],
+    "a forked VMA merges with nothing new":
+        [mapped(2), Op(1, "write", (A, 1, 1, False)), FORK,
+         Op(2, "mmap", (A + 2 * PAGE, PAGE, RW, ANON | FIXED, 0))],
+    "a page below is given where the hint is odd":
+        [Op(1, "mmap", (A + 1, PAGE, RW, ANON, 0))],
+    "a refused fixed map over a hole":
+        [mapped(2), Op(1, "mmap", (1 << 47, PAGE, RW, ANON | FIXED, 0))],
+}
+
+
+@pytest.fixture(scope="module")
+def pair():
+    from host.host_world import HostWorld
+    from host.real_world import RealWorld
+
+    real = RealWorld()
+    host = HostWorld(real.distance or HEAP_DISTANCE)
+    yield Pair(host, real)
+    host.close()
+    real.reset()
+    real.close()
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_they_stay_together(pair, name):
+    assert replay(pair, [Op(1, "spawn"), *FOUND[name]]) is None

@@ -3,10 +3,10 @@ Break the allocators on purpose and see that their tests notice.
 
     .venv/bin/python tools/mutants.py [--suite NAME] [--only NAME]... [--fast] [--list] [--json]
 
-Each mutant is one textual change to a source under cython/realmem.  The module is compiled
-apart from the build tree and put into a copy of the package; there its suite's tests run in
-a child process, which must fail, die or hang.  The unchanged sources are run first and must
-pass.  Takes some seconds of one CPU a mutant.  Exits 1 when a mutant survives.
+Each mutant is one textual change to a source under cython/realmem or realmem.  What has to be
+compiled is compiled apart from the build tree and put into a copy of the package; there its
+suite's tests run in a child process, which must fail, die or hang.  The unchanged sources are
+run first and must pass.  Takes some seconds of one CPU a mutant.  Exits 1 when a mutant survives.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from mutants_mm import MM
 from mutants_pages import PAGES
 from mutants_slab import SLAB
 from mutation import Mutant, Suite
 
 ROOT = Path(__file__).resolve().parent.parent
 CYTHON = ROOT / "cython"
-SUITES = {"pages": PAGES, "slab": SLAB}
+SUITES = {"pages": PAGES, "slab": SLAB, "mm": MM}
 # A mutant that takes this many times as long as the unchanged allocator hangs.
 PATIENCE = 4
 # The editable install's finder would find the unchanged modules first.
@@ -46,9 +47,14 @@ sys.exit(pytest.main({args!r}))
 """
 
 
-def mutate(mutant: Mutant, sources: Path = CYTHON) -> str:
+def source_of(mutant: Mutant, root: Path = ROOT) -> Path:
+    """Give the file that a mutant changes."""
+    return root / ("realmem" if mutant.file.endswith(".py") else "cython/realmem") / mutant.file
+
+
+def mutate(mutant: Mutant, root: Path = ROOT) -> str:
     """Give the changed source; ValueError if the text does not stand there once."""
-    text = (sources / "realmem" / mutant.file).read_text()
+    text = source_of(mutant, root).read_text()
     found = text.count(mutant.old)
     if found != 1:
         raise ValueError(f"{mutant.name}: stands {found} times in {mutant.file}: {mutant.old!r}")
@@ -99,7 +105,8 @@ def run_tests(where: Path, tests: Sequence[str], timeout: float | None = None) -
     try:
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True,
                               text=True, timeout=timeout, stdin=subprocess.DEVNULL,
-                              env={**os.environ, "CI": "1", "PYTHONDONTWRITEBYTECODE": "1"})
+                              env={**os.environ, "CI": "1", "PYTHONDONTWRITEBYTECODE": "1",
+                                   "REALMEM_HOST_SHRINK": "0"})
     except subprocess.TimeoutExpired:
         return "it hangs"
     if done.returncode == 0:
@@ -112,14 +119,15 @@ def run_tests(where: Path, tests: Sequence[str], timeout: float | None = None) -
 
 def judge(mutant: Mutant, where: Path, tests: Sequence[str], timeout: float) -> str | None:
     """Build a mutant in an overlay, test it, put the overlay right again."""
-    source = where / "cython" / "realmem" / mutant.file
-    modules = mutant.modules or (Path(mutant.file).stem,)
+    source = source_of(mutant, where)
+    compiled = () if source.suffix == ".py" else (source.stem,)
+    modules = mutant.modules or compiled
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     built = {module: where / "realmem" / "_kernel" / f"{module}{suffix}" for module in modules}
     before = source.read_text()
     kept = {module: path.read_bytes() for module, path in built.items()}
     try:
-        source.write_text(mutate(mutant, where / "cython"))
+        source.write_text(mutate(mutant, where))
         for module in modules:
             compile_module(where, module)
         return run_tests(where, tests, timeout)

@@ -11,7 +11,7 @@ class Mutant:
     One change.
 
     :ivar name: what is broken.
-    :ivar file: source, below cython/realmem.
+    :ivar file: source, below cython/realmem; one in Python, below realmem.
     :ivar old: text that stands there once.
     :ivar new: what takes its place.
     :ivar modules: what has to be compiled, if not the source itself.

@@ -11,7 +11,7 @@ Where the host's kernel and realmem may differ, and why; nothing else is forgive
 - **Guard regions in pagemap**: the kernel also sets bit 62, for a marker is kept as a swap entry;
   nothing is swapped, and realmem says so.
 - **MADV_PAGEOUT**: without swap the kernel still frees what MADV_FREE gave up and MAP_DROPPABLE
-  pages, and unmaps shared ones; realmem reclaims nothing yet.  Left out where there is any of either.
+  pages, and unmaps shared ones; realmem reclaims nothing yet.  Left out where there are any.
 - **process_madvise of no bytes with unknown advice**: 6.18 answers 0, for it looks at advice range
   by range; the kernel's selftests want EINVAL, as before and after.
 - **MADV_HWPOISON, MADV_SOFT_OFFLINE**: never asked for; the host would lose real memory.

@@ -5,7 +5,7 @@ PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.realmem
 
 .DEFAULT_GOAL := help
-.PHONY: help report test quick soak mutants test-numa bench lint build clean FORCE
+.PHONY: help report test quick soak host-diff mutants test-numa bench lint build clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ quick: build ## run the tests that take seconds
 
 soak: build ## run the long tests, ten times as long (SOAK=10)
 	$(PY) -m pytest -m slow --soak $(or $(SOAK),10) $(ARGS)
+
+host-diff: build ## random steps on the kernel and on realmem, compared after each (ARGS="--steps N --seed S")
+	PYTHONPATH=tests $(PY) -m host --jobs 2 $(ARGS)
 
 mutants: build ## break the allocators on purpose: do their tests notice?
 	$(PY) tools/mutants.py $(ARGS)

@@ -46,7 +46,8 @@ cdef extern from *:
     #define RM_FN static __attribute__((section("rm_host_driver"), noinline, used))
     #else
     #define RM_FN static __attribute__((section("rm_host_driver"), noipa, used, \\
-        optimize("O1", "no-stack-protector", "no-jump-tables", "no-tree-loop-distribute-patterns")))
+        optimize("O1", "no-stack-protector", "no-jump-tables", \\
+                 "no-tree-loop-distribute-patterns")))
     #endif
     extern const char __start_rm_host_driver[] __attribute__((visibility("hidden")));
     extern const char __stop_rm_host_driver[] __attribute__((visibility("hidden")));
@@ -90,7 +91,8 @@ cdef extern from *:
         { \\
             unsigned char held = *byte; \\
             RM->reply.sig = 0; \\
-            __asm__ volatile("leaq 1f(%%rip), %%rax; movq %%rax, %[recover]; " instruction "; 1:" \\
+            __asm__ volatile("leaq 1f(%%rip), %%rax; movq %%rax, %[recover]; " \\
+                             instruction "; 1:" \\
                              : [recover] "=m"(RM->recover), [held] "+q"(held) \\
                              : [at] "r"(address) : "rax", "memory", "cc"); \\
             RM->recover = 0; \\
@@ -149,7 +151,8 @@ cdef extern from *:
 
     RM_FN void rm_catch(int sig)
     {
-        /* struct kernel_sigaction: handler, SA_SIGINFO | SA_RESTORER | SA_NODEFER, restorer, mask */
+        /* struct kernel_sigaction: handler, SA_SIGINFO | SA_RESTORER | SA_NODEFER, restorer and
+           mask */
         volatile uint64_t action[4];
         action[0] = (uint64_t)&rm_caught;
         action[1] = 0x44000004UL;

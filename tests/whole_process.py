@@ -1,0 +1,71 @@
+"""Whole-process tests: code that runs in a fresh interpreter, which may die."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+
+PRELUDE = """
+import contextlib, ctypes, faulthandler, gc, os, signal, sys, threading, warnings
+import numpy as np
+import realmem as rm
+from realmem.errors import *
+from realmem.layout import *
+from realmem.machine import Machine
+
+RW = PROT_READ | PROT_WRITE
+ANON = MAP_PRIVATE | MAP_ANONYMOUS
+PAGE = 4096
+
+def raises(kind, call, *args, **kwargs):
+    try:
+        call(*args, **kwargs)
+    except kind as error:
+        return error
+    raise AssertionError(f"{call} did not raise {kind}")
+
+def array(process, addr, length, dtype=np.uint64):
+    return np.frombuffer(process.view(addr, length), dtype=dtype)
+
+def mapped(process, length):
+    addr = process.mmap(None, length, RW, ANON)
+    return addr, array(process, addr, length)
+
+@contextlib.contextmanager
+def one_process(memory, **options):
+    with Machine(nodes=1, memory=memory, **options) as machine:
+        yield machine, machine.spawn()
+
+def pte(process, addr):
+    return process.walk(addr)[-1]
+
+def free_pages(machine):
+    machine.drain_all_pages()
+    return sum(node.free_pages for node in machine.nodes)
+"""
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def run_child(
+    code: str,
+    *,
+    returncode: int = 0,
+    options: tuple[str, ...] = (),
+    timeout: int = 120,
+    env: dict[str, str] | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Run code in a fresh interpreter, and check how it ends."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", *options, "-c", PRELUDE + textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        env={**os.environ, **env} if env else None,
+    )
+    assert done.returncode == returncode, (done.returncode, done.stdout, done.stderr)
+    return done

@@ -280,8 +280,10 @@ cdef void tlb_protect_locked(mm_struct* mm, uint64_t start, uint64_t end, unsign
     cdef uint64_t* pte
     cdef unsigned int host
     cdef int rc = 0
-    cdef int64_t before = edges_in(mm, start, end)
-    cdef int64_t total = mm.host_edges
+    cdef int64_t before, total
+    keep_budget(mm)
+    before = edges_in(mm, start, end)
+    total = mm.host_edges
     while addr < end and rc == 0:
         at = addr
         table = next_table_locked(mm, &at, end)
@@ -327,6 +329,11 @@ cdef int protect_run(mm_struct* mm, uint64_t* first_ref, uint64_t last,
 
 
 cdef void tlb_flush_locked(mm_struct* mm, uint64_t start, uint64_t end) noexcept nogil:
+    keep_budget(mm)
+    flush_range(mm, start, end)
+
+
+cdef void flush_range(mm_struct* mm, uint64_t start, uint64_t end) noexcept nogil:
     cdef window* w = mm.windows
     cdef window* last = w + mm.nr_windows
     while w != last:
@@ -431,6 +438,13 @@ cdef int64_t edges_in_cleared(mm_struct* mm, uint64_t start, uint64_t end) noexc
 
 # ---- the budget -------------------------------------------------------------
 
+# To protect or flush a part of a host VMA splits it: calls that do so one after another must not
+# pass the budget either.
+cdef inline void keep_budget(mm_struct* mm) noexcept nogil:
+    if mm.mmu != NULL and unlikely(peek64(&windows.host_vmas) >= mm.mmu.vma_budget):
+        relieve(mm)
+
+
 # Flush tables, round robin, until an eighth of the budget is free: this window's, or, where
 # it has few host VMAs itself, those of other windows of the machine that are not locked.
 # The vmalloc area's go last: what a system call is given of it must not fault.
@@ -453,7 +467,7 @@ cdef void relieve(mm_struct* mm) noexcept nogil:
             continue
         addr &= ~<uint64_t>((1 << PMD_SHIFT) - 1)
         if not is_pinned(mm, addr, addr + (1 << PMD_SHIFT)):
-            tlb_flush_locked(mm, addr, addr + (1 << PMD_SHIFT))
+            flush_range(mm, addr, addr + (1 << PMD_SHIFT))
         addr += 1 << PMD_SHIFT
     mm.flush_hand = addr
 

@@ -53,6 +53,7 @@ CHAIN = """
         model = [np.zeros(n, np.uint64)]
         rng = np.random.default_rng(4)
         chain = [p]
+        x[0] = model[0][0] = 1
         seen = np.zeros(n, np.uint64)               # what all see of the shared memory
         for level in range(DEPTH):
             one = chain[-1]

@@ -13,7 +13,8 @@ HOST = """
         count = 0
         with open("/proc/self/maps") as maps:
             lines = [line.split(None, 5) for line in maps]
-        lines = [(*(int(x, 16) for x in line[0].split("-")), "memfd" in line[-1]) for line in lines]
+        lines = [(*(int(x, 16) for x in line[0].split("-")), "memfd" in line[-1])
+                 for line in lines]
         for at, n in p.mm.core.windows:
             low = p.host_address(at)
             mine = [line for line in lines if line[0] < low + n and line[1] > low]

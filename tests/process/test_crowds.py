@@ -195,3 +195,33 @@ def test_a_hundred_thousand_vmas(child, soak_factor) -> None:
     if soak_factor < 10:
         pytest.skip("takes a minute: with make soak")
     print(child("    COUNT, TURNS = 100_000, 30_000" + MANY_VMAS, timeout=900).stdout)
+
+
+def test_a_fork_is_charged_vma_by_vma(child) -> None:
+    """More than there is in all, but no single VMA: mode 0 lets it pass, mode 2 does not."""
+    child("""
+    import errno
+    with one_process("64M") as (machine, p):
+        places = [p.mmap(None, 40 << 20, RW, ANON)]
+        places.append(p.mmap(places[0] - (41 << 20), 40 << 20, RW, ANON | MAP_FIXED))
+        p.write(places[1], b"here")
+        def committed():
+            return machine.procfs["/proc/meminfo"].split("Committed_AS:")[1].split()[0]
+        before = committed()
+        assert len(p.vmas) == 2
+        c = p.fork()
+        assert c.read(places[1], 4) == b"here" and int(committed()) == 2 * int(before)
+        c.exit()
+        p.wait()
+        assert committed() == before
+        p.munmap(places[0], 40 << 20)
+        p.mprotect(places[1], PAGE, PROT_READ)          # two VMAs again: one may be charged
+        before = committed()
+        machine.sysctl["vm.overcommit_memory"] = 2
+        machine.sysctl["vm.overcommit_ratio"] = 80
+        error = raises(OSError, p.fork)
+        assert error.errno == errno.ENOMEM
+        assert committed() == before, (committed(), before)
+        assert list(machine.processes) == [p.pid] and not p.children
+        machine.check()
+    """)

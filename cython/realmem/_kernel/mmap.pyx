@@ -10,8 +10,8 @@ from realmem._kernel.fault cimport anon_page
 from realmem._kernel.host_calls cimport mutex_lock, mutex_unlock
 from realmem._kernel.mm_types cimport (
     GUP_PIN_COUNTING_BIAS, HOST_NONE, HOST_READ, MM_DEAD, MM_LIVE, NR_RLIMITS,
-    PMD_SHIFT, PTE_PFN_MASK, PTE_RW, PTE_SPECIAL, TASK_SIZE, VM_DONTCOPY, VM_LOCKED_MASK,
-    VM_GROWSDOWN, VM_MAYBE_GUARD, VM_SOFTDIRTY, VM_WIPEONFORK, anon_vma,
+    PMD_SHIFT, PTE_PFN_MASK, PTE_RW, PTE_SPECIAL, TASK_SIZE, VM_ACCOUNT, VM_DONTCOPY,
+    VM_GROWSDOWN, VM_LOCKED_MASK, VM_MAYBE_GUARD, VM_SOFTDIRTY, VM_WIPEONFORK, anon_vma,
     linear_page_index, mm_struct, mmu,
     pte_pfn, pte_present, pte_with_host, shmem, vm_area_struct, vma_cursor, vma_slot,
 )
@@ -94,6 +94,7 @@ cdef int dup_vmas(mm_struct* parent, mm_struct* child) noexcept nogil:
     cdef vm_area_struct* of
     cdef vma_cursor cursor
     cdef vma_slot* slot = vma_first(&parent.vmas, 0, &cursor)
+    cdef int64_t pages
     cdef int i
     if list == NULL and parent.vmas.count > 0:
         return -ENOMEM
@@ -106,6 +107,12 @@ cdef int dup_vmas(mm_struct* parent, mm_struct* child) noexcept nogil:
         slot = vma_next(&cursor)
         if of.vm_flags & VM_DONTCOPY:
             continue
+        pages = <int64_t>((of.vm_end - of.vm_start) >> PAGE_SHIFT)
+        # VMA by VMA: in mode 0 only a single one may be too large.
+        if of.vm_flags & VM_ACCOUNT and vm_enough_memory(
+                u, pages, parent.core.may_reserve, parent.core.total_vm) != 0:
+            vm_area_free_list(u.m, list)
+            return -ENOMEM          # the child's end gives back what it was charged for
         vma = list
         list = vma.vm_next
         vma.vm_next = NULL
@@ -122,13 +129,9 @@ cdef int dup_vmas(mm_struct* parent, mm_struct* child) noexcept nogil:
             anon_vma_fork(u, vma, of)
         vma_insert(&child.vmas, vma)
         rmap_link(u, vma)
-        vm_stat_account(child.core, vma.vm_flags,
-                        <int64_t>((vma.vm_end - vma.vm_start) >> PAGE_SHIFT))
+        vm_stat_account(child.core, vma.vm_flags, pages)
     vm_area_free_list(u.m, list)
-    i = vm_enough_memory(u, child.core.accounted, child.core.may_reserve, child.core.total_vm)
-    if i != 0:
-        child.core.accounted = 0        # what its end gives back
-    return i
+    return 0
 
 
 cdef int copy_page_range(mm_struct* parent, mm_struct* child,

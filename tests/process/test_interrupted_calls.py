@@ -7,7 +7,10 @@ two states in which the interrupted one may be found.
 
 from __future__ import annotations
 
+import textwrap
+
 import pytest
+from whole_process import Run
 
 TWINS = """
     import collections, random, time
@@ -47,7 +50,10 @@ TWINS = """
         for start, end, prot, *_ in vmas:
             present.append([step.raw & 1 and "dirty" in step.decoded["flags"] for step in
                             (p.walk(at)[-1] for at in range(start, end, PAGE))])
-            data.append(p.read(start, end - start) if prot & PROT_READ else None)
+            try:
+                data.append(p.read(start, end - start) if prot & PROT_READ else None)
+            except BusError as error:           # mremap made it longer than its object
+                data.append((error.done, p.read(start, error.done)))
         return (vmas, present, data, p.brk(), p.mm.core.counters, len(p.children))
 
     def calls(rng, arena, machine):
@@ -114,10 +120,11 @@ TWINS = """
             r = random.Random(seed)
             for v in one.vmas:
                 for at in range(v.start, v.end, PAGE):
-                    if v.prot & PROT_WRITE and r.random() < 0.3:
-                        one.write(at + r.randrange(PAGE), bytes([r.randrange(256)]))
-                    if v.prot & PROT_READ and r.random() < 0.1:
-                        one.read(at, 1)
+                    with contextlib.suppress(BusError):
+                        if v.prot & PROT_WRITE and r.random() < 0.3:
+                            one.write(at + r.randrange(PAGE), bytes([r.randrange(256)]))
+                        if v.prot & PROT_READ and r.random() < 0.1:
+                            one.read(at, 1)
 
     def same(state):
         # Without which pages are there: faulting in after the call may have been cut short.
@@ -144,11 +151,10 @@ TWINS = """
             turn += 1
             name, call = calls(rng, arena, machine)
             before = state(p, arena)
-            assert before == state(q, arena), turn
+            assert same(before) == same(state(q, arena)), turn
             begun = time.perf_counter()
             answer = refused(call, q)
             took[name] += (time.perf_counter() - begun - took[name]) * 0.1
-            locked = name in ("mlock", "mmap") or q.mm.tree.def_flags
             after = state(q, arena)
             was = interrupted(lambda: refused(call, p), rng.random() * 1.2 * took[name])
             if was:
@@ -157,7 +163,7 @@ TWINS = """
                 if same(now) == same(after):
                     done[name] += 1
                 else:
-                    assert same(now) == same(before), (turn, name, before, now, after)
+                    assert now == before, (turn, name, before, now, after)
                     assert refused(call, p) == answer
             assert same(state(p, arena)) == same(after), (turn, name, answer, was)
             points["exit"] += settle(p, {c.pid for c in p.children})
@@ -179,15 +185,15 @@ TWINS = """
 """
 
 
-def run(child, seed: int, points: int, limit: float, check: int) -> str:
+def run(child: Run, seed: int, points: int, limit: float, check: int) -> str:
     head = f"SEED, POINTS, LIMIT, CHECK = {seed}, {points}, {limit}, {check}\n"
-    done = child(head + __import__("textwrap").dedent(TWINS), timeout=int(limit) + 120)
+    done = child(head + textwrap.dedent(TWINS), timeout=int(limit) + 120)
     return str(done.stdout)
 
 
 @pytest.mark.parametrize("seed", [1])
 def test_each_call_is_done_or_is_not(child, seed) -> None:
-    run(child, seed, 500, 8, 20)
+    run(child, seed, 250, 6, 20)
 
 
 @pytest.mark.slow

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import pytest
 
 # Two BLAS threads whatever the host: Python knows nothing of them, and their faults are served.
@@ -101,7 +103,7 @@ PROGRAM = """
 def run(child, n: int, m: int, memory: str, *, side_by_side: bool = False, **options) -> str:
     head = (f"N, M, MEMORY, SIDE_BY_SIDE, OPTIONS = "
             f"{n}, {m}, {memory!r}, {side_by_side}, {options}\n")
-    done = child(head + __import__("textwrap").dedent(PROGRAM), env=BLAS, timeout=600)
+    done = child(head + textwrap.dedent(PROGRAM), env=BLAS, timeout=600)
     return str(done.stdout)
 
 

@@ -39,7 +39,7 @@ _KERNEL = (
            "    if not access_ok(vma, access):\n        return FAULT_ACCERR",
            "    if not access_ok(vma, access):\n        return FAULT_MAPERR"),
     Mutant("what is executable may be written", _F, "return vma.vm_flags & VM_WRITE != 0",
-           "return vma.vm_flags & (VM_WRITE | VM_EXEC) != 0"),
+           "return vma.vm_flags & (VM_WRITE | 4) != 0"),
     Mutant("what is write-only may not be read", _F, "    return vma.vm_flags & VM_ACCESS != 0",
            "    return vma.vm_flags & 5 != 0"),
     Mutant("a read of shared memory makes no page", _F, "                       True, &rc)",

@@ -89,6 +89,7 @@ class Pair:
 
         :raises Parted: they differ.
         """
+        before = self.looks.get(op.slot)
         right = self.right.apply(op)
         left = self.step_left(op)
         self.steps += 1
@@ -100,6 +101,8 @@ class Pair:
             self._compare(slot)
         if op.slot in self.alive:
             self._contents(op.slot, touched(op, left))
+        if op.name in ACCESSES and before is not None:
+            self._copies(op.slot, before, touched(op, left))
         if self.steps % EVERY == 0:
             self.compare_all()
         return left
@@ -155,7 +158,11 @@ class Pair:
     def _pages(self, slot: int, which: int, ranges: list[tuple[int, int]] | None
                ) -> list[tuple[int, int]]:
         """List present pages with their frames."""
-        look, found = self.looks[slot][which], []
+        return self._pages_of(self.looks[slot][which], ranges)
+
+    @staticmethod
+    def _pages_of(look: Look, ranges: list[tuple[int, int]] | None) -> list[tuple[int, int]]:
+        found = []
         for vma, frames in zip(look.vmas, look.frames, strict=True):
             if frames is None:
                 continue
@@ -177,6 +184,16 @@ class Pair:
                 at = next(i for i in range(PAGE) if one[i] != other[i])
                 raise Parted(f"contents of {slot} at {spell(address + at)}",
                              one[at:at + 16].hex(" "), other[at:at + 16].hex(" "))
+
+    def _copies(self, slot: int, before: tuple[Look, Look], ranges: list[tuple[int, int]]) -> None:
+        """Pages are copied where the kernel copies them; see differences for the reverse."""
+        other = []
+        for was, now in zip(before, self.looks[slot], strict=True):
+            frames = dict(self._pages_of(was, ranges))
+            other.append([spell(address) for address, frame in self._pages_of(now, ranges)
+                          if frames.get(address, frame) != frame])
+        if not set(other[1]) <= set(other[0]):
+            raise Parted(f"which pages of {slot} were copied", *other)
 
     def _frames(self, slot: int, numbers: tuple[dict[int, int], dict[int, int]]) -> None:
         """Pages that are one frame in one world are one in the other."""

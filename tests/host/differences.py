@@ -14,6 +14,9 @@ Where the host's kernel and realmem may differ, and why; nothing else is forgive
   pages, and unmaps shared ones; realmem reclaims nothing yet.  Left out where there are any.
 - **process_madvise of no bytes with unknown advice**: 6.18 answers 0, for it looks at advice range
   by range; the kernel's selftests want EINVAL, as before and after.
+- **Copies that the kernel makes for nothing**: a frame whose last owner writes is copied all the
+  same while one of the kernel's batches (folio_batch: LRU, mlock) holds it.  realmem must copy
+  nowhere else.
 - **MADV_HWPOISON, MADV_SOFT_OFFLINE**: never asked for; the host would lose real memory.
 """
 

@@ -17,7 +17,6 @@ from host.host_world import (
     PRESENT,
     STATUS,
     WORD_MASK,
-    parse_flags,
     parse_maps,
 )
 from host.ops import BASE, CALLS, INFINITY, PAGE, WORD, Answer, Look, Op, Vma, is_moved
@@ -234,8 +233,6 @@ class RealWorld:
     def flags(self, slot: int) -> dict[int, str]:
         """Give the VmFlags of each VMA, by its start."""
         p, moved = self._processes[slot], self._moved[slot]
-        if hasattr(p, "smaps"):
-            return parse_flags(p.smaps(), moved)
         return {self._vma(vma, moved).start: " ".join(sorted(vma.vm_flags)) for vma in p.vmas}
 
     @staticmethod

@@ -8,10 +8,11 @@ live VMA, limits lie a few pages from what is in use, and one argument in some i
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Collection
 
 from host.compare import Pair
-from host.ops import ARENA, ARENA_PAGES, BASE, INFINITY, PAGE, WORD, Op, Vma
+from host.ops import ACCESSES, ARENA, ARENA_PAGES, BASE, INFINITY, PAGE, WORD, Op, Vma
 
 SLOTS = range(1, 9)
 FEWEST, MOST = 3, 6             # processes alive
@@ -66,6 +67,8 @@ class Generator:
         self._counts: tuple[int, ...] = (0, 0, 0)
         self._heap = BASE
         self._may_page_out = bool(seed % 2)
+        self._recent: deque[tuple[int, int]] = deque(maxlen=24)     # (slot, address) accessed
+        self._slot = 0
 
     def start(self, heap: int) -> list[Op]:
         """Begin with as many processes as there must be."""
@@ -87,8 +90,17 @@ class Generator:
                 if len(pair.alive) >= MOST:
                     continue
                 child = self._pick(free)
-                return Op(child, "spawn") if name == "spawn" else Op(slot, "fork", (child,))
+                if name == "spawn":
+                    return Op(child, "spawn")
+                self._recent.extend([(child, at) for who, at in self._recent if who == slot][-8:])
+                return Op(slot, "fork", (child,))
+            if self._recent and name in ACCESSES and self._chance(55):
+                # Where somebody was just now: what the host still has mapped there tells.
+                slot = self._random.choice(self._recent)[0]
+                if slot not in pair.alive:
+                    continue
             look = pair.looks[slot][0]
+            self._slot = slot
             self._vmas, self._counts = list(look.vmas), look.counts
             return Op(slot, name, getattr(self, f"_{name}")())
 
@@ -121,7 +133,10 @@ class Generator:
     def _range(self) -> tuple[int, int]:
         """Give a range of bytes: of live VMAs, mostly; beginning on a page, mostly."""
         r = self._random
-        if not self._vmas or self._chance(6):
+        before = [at & -PAGE for slot, at in self._recent if slot == self._slot and at >= LOWEST]
+        if before and self._chance(25):
+            start, pages = r.choice(before), r.choice((1, 1, 2))
+        elif not self._vmas or self._chance(6):
             start, pages = self._address(), self._small()
         else:
             at = r.randrange(len(self._vmas))
@@ -281,7 +296,10 @@ class Generator:
 
     def _process_madvise(self) -> tuple[object, ...]:
         count = self._random.choice((0, 1, 1, 1, 2, 2, 3, 5))
-        return tuple(self._range() for _ in range(count)), self._advice()
+        ranges = [self._range() for _ in range(count)]
+        if count > 1 and self._chance(15):
+            ranges[self._random.randrange(count)] = (self._address() + self._chance(40), 0)
+        return tuple(ranges), self._advice()
 
     def _mincore(self) -> tuple[object, ...]:
         return self._range()
@@ -324,6 +342,20 @@ class Generator:
     # ---- accesses ----
 
     def _place(self) -> int:
+        """Give an address to access, often one of the last ones."""
+        r = self._random
+        before = [at for slot, at in self._recent if slot == self._slot]
+        if not self._chance(15):
+            before = [at for at in before
+                      if any(vma.start <= at < vma.end for vma in self._vmas)]
+        if before and self._chance(60):
+            return r.choice(before)
+        place = self._new_place()
+        if place < 1 << 63:
+            self._recent.append((self._slot, place))
+        return place
+
+    def _new_place(self) -> int:
         r = self._random
         if not self._vmas or self._chance(5):
             return self._address() + r.randrange(PAGE)
@@ -339,10 +371,10 @@ class Generator:
         return r.choice((1, 1, 8, 64, 300)) if self._chance(70) else r.randint(1, 3 * PAGE)
 
     def _read(self) -> tuple[object, ...]:
-        return self._place(), self._bytes(), 0, self._chance(35)
+        return self._place(), self._bytes(), 0, self._chance(50)
 
     def _write(self) -> tuple[object, ...]:
-        return self._place(), self._bytes(), self._random.randrange(256), self._chance(35)
+        return self._place(), self._bytes(), self._random.randrange(256), self._chance(50)
 
     def _touch(self) -> tuple[object, ...]:
         return self._place(), self._small(), self._chance(60)
@@ -358,7 +390,8 @@ class Generator:
         used = {"AS": size, "DATA": data, "MEMLOCK": locked, "STACK": 8}[name]
         if name == "MEMLOCK" and self._chance(30):
             return name, 0
-        return name, max(0, used + r.randint(-4, 30)) * PAGE + r.choice((0, 0, 0, 100))
+        more = r.choice((0, 1, 2, r.randint(-4, 30), r.randint(-4, 30)))
+        return name, max(0, used + more) * PAGE + r.choice((0, 0, 0, 100))
 
     def _capability(self) -> tuple[object, ...]:
         return "CAP_IPC_LOCK", self._chance(40)

@@ -62,6 +62,33 @@ FOUND = {
          Op(2, "mmap", (A + 2 * PAGE, PAGE, RW, ANON | FIXED, 0))],
     "a page below is given where the hint is odd":
         [Op(1, "mmap", (A + 1, PAGE, RW, ANON, 0))],
+    "two neighbours of different origin: what comes between is the left one's":
+        [mapped(1), Op(1, "write", (A, 1, 1, False)), mapped(1, at=A + 2 * PAGE),
+         Op(1, "write", (A + 2 * PAGE, 1, 1, False)), mapped(1, at=A + PAGE)],
+    "a store is refused where the host had the page writable":
+        [mapped(2), Op(1, "write", (A, 2 * PAGE, 1, True)), Op(1, "mprotect", (A, PAGE, READ)),
+         Op(1, "write", (A, 1, 2, True)), Op(1, "mprotect", (A, 2 * PAGE, NONE)),
+         Op(1, "read", (A + PAGE, 1, 0, True))],
+    "a store after a fork reaches no other process":
+        [mapped(2), Op(1, "write", (A, 2 * PAGE, 1, True)), FORK,
+         Op(1, "write", (A, 1, 9, True)), Op(2, "write", (A + PAGE, 1, 9, True))],
+    "made writable again, what is shared is copied":
+        [mapped(2), Op(1, "write", (A, 2 * PAGE, 1, False)), FORK,
+         Op(1, "mprotect", (A, 2 * PAGE, READ)), Op(1, "mprotect", (A, 2 * PAGE, RW)),
+         Op(1, "write", (A, 1, 9, False)), Op(1, "write", (A + PAGE, 1, 9, True))],
+    "what was mapped at the old place is gone from there":
+        [mapped(2), Op(1, "write", (A, 2 * PAGE, 1, True)),
+         Op(1, "mremap", (A, 2 * PAGE, 2 * PAGE, DONTUNMAP, B)),
+         Op(1, "read", (A, 1, 0, True)), Op(1, "write", (A + PAGE, 1, 5, True)),
+         Op(1, "read", (B, 2 * PAGE, 0, True))],
+    "dropped pages are zero where the host had them":
+        [mapped(3), Op(1, "write", (A, 3 * PAGE, 1, True)), advised(0, 2, DONTNEED),
+         Op(1, "read", (A, 3 * PAGE, 0, True)), advised(1, 2, GUARD),
+         Op(1, "read", (A + PAGE, 1, 0, True))],
+    "what is locked is not counted twice":
+        [mapped(2), Op(1, "capability", ("CAP_IPC_LOCK", False)),
+         Op(1, "rlimit", ("MEMLOCK", 2 * PAGE)), Op(1, "mlock", (A, 2 * PAGE)),
+         Op(1, "mlock", (A, 2 * PAGE)), mapped(1, at=B), Op(1, "mlock", (B, PAGE))],
     "a refused fixed map over a hole":
         [mapped(2), Op(1, "mmap", (1 << 47, PAGE, RW, ANON | FIXED, 0))],
 }

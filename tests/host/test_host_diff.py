@@ -52,7 +52,7 @@ def shares(text: str) -> dict[str, float]:
 
 def test_some_thousand_steps_agree():
     needs_the_same_kernel()
-    done = host("--steps", "5000", "--seed", "1")
+    done = host("--steps", "12000", "--seed", "1")
     assert done.returncode == 0, done.stdout + done.stderr
 
 

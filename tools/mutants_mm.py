@@ -79,7 +79,8 @@ _KERNEL = (
     Mutant("mprotect leaves entries writable", _C, "        return entry & ~<uint64_t>PTE_RW",
            "        return entry"),
     Mutant("mprotect opens what is shared copy-on-write", _C,
-           "page_mapcount(p) == 1\n                                 and p.counts.c.refcount == 1):",
+           "page_mapcount(p) == 1\n"
+           "                                 and p.counts.c.refcount == 1):",
            "True):"),
     Mutant("PROT_NONE is forgotten", _C, "PTE_PRESENT if flags & VM_ACCESS else PTE_PROTNONE",
            "PTE_PRESENT"),
@@ -145,13 +146,9 @@ _KERNEL = (
            "nid, GFP_HIGHUSER_MOVABLE, 0)"),
     Mutant("MADV_REMOVE spares the last page", _S, "        if p == NULL or index > last:",
            "        if p == NULL or index >= last:"),
-    Mutant("shared frames are lost", _S, "            put_page(u.m, p)\n            "
-           "object.nr_pages",
-           "            object.nr_pages"),
     # ---- expand.pyx
     Mutant("a stack grows a page too far", _E, "< mm.mmu.stack_guard_gap)):",
            "< mm.mmu.stack_guard_gap - 4096)):"),
-    Mutant("a stack keeps its page offset", _E, "    vma.vm_pgoff -= grow\n", ""),
     Mutant("a stack outgrows its limit", _E, "vma.vm_end - start > core.rlimits[RLIM_STACK]",
            "vma.vm_end - start > core.rlimits[RLIM_STACK] + 8192"),
     Mutant("a stack's growth is not counted", _E,

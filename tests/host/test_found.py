@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(
     platform.machine() != "x86_64", reason="the drivers of the host's side are x86-64 code")
 
 RW, READ, NONE = 3, 1, 0
-ANON, SHARED, FIXED, LOCKED, POPULATE = 0x22, 0x21, 0x10, 0x2000, 0x8000
+ANON, SHARED, FIXED, LOCKED, GROWS = 0x22, 0x21, 0x10, 0x2000, 0x100
 GUARD, UNGUARD, DONTNEED = 102, 103, 4
 MOVE, DONTUNMAP = 3, 7
 A, B = BASE - 100 * PAGE, BASE - 50 * PAGE
@@ -89,6 +89,23 @@ FOUND = {
         [mapped(2), Op(1, "capability", ("CAP_IPC_LOCK", False)),
          Op(1, "rlimit", ("MEMLOCK", 2 * PAGE)), Op(1, "mlock", (A, 2 * PAGE)),
          Op(1, "mlock", (A, 2 * PAGE)), mapped(1, at=B), Op(1, "mlock", (B, PAGE))],
+    "neighbours share an anon_vma though their rights differ":
+        [mapped(4), Op(1, "mprotect", (A, 2 * PAGE, READ)),
+         Op(1, "write", (A + 2 * PAGE, 1, 1, False)), Op(1, "mprotect", (A, 2 * PAGE, 2)),
+         Op(1, "write", (A, 1, 1, False)), Op(1, "mprotect", (A, 4 * PAGE, NONE))],
+    "a stack keeps a gap of 256 pages to what lies below":
+        [mapped(1, at=B), mapped(1, ANON | GROWS, at=B + 257 * PAGE),
+         Op(1, "write", (B + 256 * PAGE, 1, 1, False))],
+    "a stack grows up to a gap of 256 pages":
+        [mapped(1, at=B), mapped(1, ANON | GROWS, at=B + 258 * PAGE),
+         Op(1, "write", (B + 257 * PAGE, 1, 1, False)),
+         Op(1, "write", (B + 256 * PAGE, 1, 1, False))],
+    "a stack grows up to its limit":
+        [Op(1, "rlimit", ("STACK", 2 * PAGE)), mapped(1, ANON | GROWS),
+         Op(1, "write", (A - PAGE, 1, 1, False)), Op(1, "write", (A - 2 * PAGE, 1, 1, False))],
+    "MADV_REMOVE takes all of the range":
+        [mapped(3, SHARED), Op(1, "write", (A, 3 * PAGE, 1, False)), advised(0, 2, 9),
+         Op(1, "read", (A, 3 * PAGE, 0, False))],
     "a refused fixed map over a hole":
         [mapped(2), Op(1, "mmap", (1 << 47, PAGE, RW, ANON | FIXED, 0))],
 }

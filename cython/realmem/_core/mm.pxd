@@ -5,6 +5,6 @@ from realmem._kernel.mm_types cimport mmu as mmu_struct
 cdef class Mmu:
     cdef mmu_struct u
     cdef readonly MachineCore core
-    cdef object shmems          # weak set of Shmem
+    cdef dict shmems            # Shmem that no VMA maps yet, weakly, by inode
 
     cdef bint is_ours(self)

@@ -120,7 +120,7 @@ cdef class Mmu:
             self.u.fds[nid] = fds[nid]
             self.u.fd_phys[nid] = core.m.nodes[nid].start_pfn << PAGE_SHIFT
         self.u.nr_fds = core.m.nr_nodes
-        self.shmems = weakref.WeakSet()
+        self.shmems = {}
         for nid in range(core.m.nr_zones):
             self.u.total_pages += core.m.zones[nid].managed_pages
         self.u.commit_limit = self.u.total_pages >> 1
@@ -132,8 +132,10 @@ cdef class Mmu:
 
     def close(self):
         """Give the frames back; every address space has been ended before."""
-        for object in list(self.shmems):
-            (<Shmem>object).drop()
+        for reference in list(self.shmems.values()):
+            object = reference()
+            if object is not None:
+                (<Shmem>object).drop()
         if self.u.ready:
             mmu_exit(&self.u)
 
@@ -276,7 +278,7 @@ cdef class Shmem:
             raise OSError(ENOMEM, "cannot allocate memory")
         self.owned = True
         self.inode = self.object.id
-        mmu.shmems.add(self)
+        mmu.shmems[self.inode] = weakref.ref(self)      # no callback: an interrupt would be lost
 
     def __dealloc__(self):
         self.drop()
@@ -285,8 +287,10 @@ cdef class Shmem:
     cdef void drop(self) noexcept:
         if self.owned:
             self.owned = False
-            if self.mmu is not None and self.mmu.is_ours():
-                shmem_put(self.object)
+            if self.mmu is not None:
+                self.mmu.shmems.pop(self.inode, None)
+                if self.mmu.is_ours():
+                    shmem_put(self.object)
 
 
 def space_id(AddressSpace space):

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from realmem.layout import PAGE_SIZE
 from realmem.mm.tree import VmaTree
 from realmem.mm.vma import Vma
+from realmem.thp import ThpSettings
 
 SMAPS_COUNTS = tuple(
     "rss pss pss_dirty shared_clean shared_dirty private_clean private_dirty referenced anonymous "
@@ -96,8 +97,8 @@ class FakeNode:
 
 
 class FakeMachine:
-    def __init__(self, sysfs=None):
-        self.sysfs = sysfs or {}
+    def __init__(self, thp=None):
+        self.thp = thp or ThpSettings(None)
         self.nodes = [FakeNode(), FakeNode(1, (), 0, 0, 0)]
         self.vmalloc_space = 64 << 30
         self.processes = {}

@@ -10,9 +10,9 @@ from fake_process import FakeCore, FakeMachine, FakeProcess, FakeShmem, a_vma
 from realmem.layout import PAGE_SIZE
 from realmem.procfs import ProcFS
 from realmem.procfs.pid import clear_refs, maps, numa_maps, pagemap, smaps, stat, status
+from realmem.thp import ThpSettings
 
 A = 0x7F0000000000
-THP = "/sys/kernel/mm/transparent_hugepage"
 
 
 def parts(text):
@@ -95,18 +95,12 @@ def test_smaps_is_printed_as_the_kernels():
     ],
 )
 def test_thp_eligible(enabled, order_2m, order_64k, word, start, pages, eligible):
-    words = ("always", "inherit", "madvise", "never")
-    sysfs = {
-        path: " ".join(f"[{w}]" if w == chosen else w for w in words) + "\n"
-        for path, chosen in {
-            f"{THP}/enabled": enabled,
-            f"{THP}/hugepages-2048kB/enabled": order_2m,
-            f"{THP}/hugepages-64kB/enabled": order_64k,
-        }.items()
-    }
+    thp = ThpSettings(None)
+    thp.enabled = enabled
+    thp.orders[9], thp.orders[4] = order_2m, order_64k
     start = A + start * PAGE_SIZE
     p = FakeProcess([a_vma(start, start + pages * PAGE_SIZE, word)],
-                    machine=FakeMachine(sysfs))
+                    machine=FakeMachine(thp))
     assert smaps.parse_smaps(smaps.process_smaps(p))[0].thp_eligible == eligible
     p.mm.thp_disabled = 1
     assert smaps.parse_smaps(smaps.process_smaps(p))[0].thp_eligible == 0

@@ -6,16 +6,11 @@ Compare mm/huge_memory.c:__thp_vma_allowable_orders() with TVA_SMAPS.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
 from realmem.layout import PAGE_SHIFT
 from realmem.mm.vma import VM_HUGEPAGE, VM_NOHUGEPAGE
-
-PMD_ORDER = 9
-_SYSFS = "/sys/kernel/mm/transparent_hugepage"
-_CHOSEN = re.compile(r"\[(\w+)\]")
 
 
 @dataclass(frozen=True)
@@ -35,22 +30,9 @@ class ThpSettings:
     @classmethod
     def of(cls, process: Any) -> ThpSettings:
         """Read those that hold for a process."""
-        sysfs = process.machine.sysfs
+        thp = process.machine.thp
         disabled = bool(getattr(process.mm, "thp_disabled", 0))
-        if f"{_SYSFS}/enabled" not in sysfs:
-            return cls("never", {}, disabled)
-        orders = {}
-        for order in range(2, PMD_ORDER + 1):
-            path = f"{_SYSFS}/hugepages-{1 << (order + PAGE_SHIFT - 10)}kB/enabled"
-            if path in sysfs:
-                orders[order] = _chosen(sysfs[path])
-        # A kernel without settings for each order has the one for the largest.
-        return cls(_chosen(sysfs[f"{_SYSFS}/enabled"]), orders or {PMD_ORDER: "inherit"}, disabled)
-
-
-def _chosen(text: str) -> str:
-    match = _CHOSEN.search(text)
-    return match[1] if match else "never"
+        return cls(thp.enabled, dict(thp.orders), disabled)
 
 
 def thp_eligible(vma: Any, settings: ThpSettings) -> bool:

@@ -48,7 +48,8 @@ TWINS = """
         vmas = [(v.start, v.end, v.prot, v.flags, v.locked, sorted(v.vm_flags)) for v in p.vmas]
         present, data = [], []
         for start, end, prot, *_ in vmas:
-            present.append([step.raw & 1 and "dirty" in step.decoded["flags"] for step in
+            # 0x100: there, and nobody may look (PROT_NONE).
+            present.append([step.raw & 0x101 != 0 and "dirty" in step.decoded["flags"] for step in
                             (p.walk(at)[-1] for at in range(start, end, PAGE))])
             try:
                 data.append(p.read(start, end - start) if prot & PROT_READ else None)

@@ -538,14 +538,14 @@ cdef class AddressSpace:
 
         :return: (0 or FAULT_*, the address where it stopped).
         """
-        cdef uint64_t where = start
+        cdef uint64_t done = 0
         cdef int rc
         self.alive()
         with nogil:
-            rc = mm_touch(self.mm, self.id, start, end - start, write, &where)
+            rc = mm_touch(self.mm, self.id, start, end - start, write, &done)
         if rc < 0:
             self.check_rc(rc)
-        return rc, where if rc else end
+        return rc, start + done
 
     def zap(self, uint64_t start, uint64_t end):
         """Drop what is mapped in a range (MADV_DONTNEED)."""
@@ -758,12 +758,12 @@ cdef class AddressSpace:
 
         :raises SegmentationFault: at the first address it may not touch.
         """
-        cdef uint64_t where = addr
+        cdef uint64_t done = 0
         cdef int rc
         self.alive()
         with nogil:
-            rc = mm_touch(self.mm, self.id, addr, n, write, &where)
-        self.raise_fault(rc, where, write, where - addr)
+            rc = mm_touch(self.mm, self.id, addr, n, write, &done)
+        self.raise_fault(rc, addr + done, write, done)
 
     def access_all(self, const uint64_t[::1] addresses not None, const uint8_t[::1] writes):
         """

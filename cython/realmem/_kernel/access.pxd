@@ -20,4 +20,4 @@ cdef int mm_access_all(mm_struct* mm, uint64_t id, const uint64_t* addresses,
 
 # One access a page of [addr, addr + n); a write changes no byte.
 cdef int mm_touch(mm_struct* mm, uint64_t id, uint64_t addr, uint64_t n, bint write,
-                  uint64_t* fault_ret) noexcept nogil
+                  uint64_t* done_ret) noexcept nogil

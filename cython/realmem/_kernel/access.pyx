@@ -8,9 +8,10 @@ from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from realmem._kernel.fault cimport handle_mm_fault_locked
-from realmem._kernel.host_calls cimport mutex_lock, mutex_unlock
+from realmem._kernel.host_calls cimport mutex_unlock
+from realmem._kernel.mm_lock cimport lock_live
 from realmem._kernel.mm_types cimport (
-    FAULT_OK, FAULT_READ, FAULT_WRITE, MM_LIVE, PTE_ACCESSED, PTE_DIRTY, PTE_PRESENT, PTE_RW,
+    FAULT_OK, FAULT_READ, FAULT_WRITE, PTE_ACCESSED, PTE_DIRTY, PTE_PRESENT, PTE_RW,
     PTE_SOFT_DIRTY, TASK_SIZE, mm_struct, pte_pfn,
 )
 from realmem._kernel.pgtable cimport pte_offset_locked
@@ -31,14 +32,6 @@ cdef enum:
 cdef struct tlb_entry:
     uint64_t page               # page number << 1, | 1 for one that was walked for a store; 0
     uint8_t* frame
-
-
-cdef inline bint lock_live(mm_struct* mm, uint64_t id) noexcept nogil:
-    mutex_lock(&mm.lock)
-    if mm.id == id and mm.state == MM_LIVE:
-        return True
-    mutex_unlock(&mm.lock)
-    return False
 
 
 # Whether the lock was given up, and another live turn began.
@@ -68,11 +61,20 @@ cdef inline uint8_t* frame_at(mm_struct* mm, const uint64_t* pte) noexcept nogil
     return <uint8_t*>pfn_address(mm.mmu.m, pte_pfn(pte[0]))
 
 
-cdef int mm_access(mm_struct* mm, uint64_t id, uint64_t addr, void* buffer, uint64_t n,
-                   bint write, uint64_t* done_ret) noexcept nogil:
+# What is done to each page of a range.
+cdef enum:
+    COPY_FROM = 0
+    COPY_TO = 1
+    FILL = 2
+    TOUCH = 3
+
+
+# Offsets are counted up, since addr + n may pass 2**64.
+cdef int each_page(mm_struct* mm, uint64_t id, uint64_t addr, uint64_t n, int what, bint write,
+                   uint8_t* buffer, int byte, uint64_t* done_ret) noexcept nogil:
     cdef uint64_t done = 0
-    cdef uint64_t part
     cdef uint64_t turn = 0
+    cdef uint64_t into, part
     cdef uint64_t* pte = NULL
     cdef uint8_t* at
     cdef int rc = FAULT_OK
@@ -82,12 +84,15 @@ cdef int mm_access(mm_struct* mm, uint64_t id, uint64_t addr, void* buffer, uint
         rc = soft_pte(mm, addr + done, write, &pte)
         if rc != FAULT_OK:
             break
-        part = min(n - done, PAGE_SIZE - ((addr + done) & (PAGE_SIZE - 1)))
-        at = frame_at(mm, pte) + ((addr + done) & (PAGE_SIZE - 1))
-        if write:
-            memcpy(at, <uint8_t*>buffer + done, part)
-        else:
-            memcpy(<uint8_t*>buffer + done, at, part)
+        into = (addr + done) & (PAGE_SIZE - 1)
+        part = min(n - done, PAGE_SIZE - into)
+        at = frame_at(mm, pte) + into
+        if what == COPY_FROM:
+            memcpy(buffer + done, at, part)
+        elif what == COPY_TO:
+            memcpy(at, buffer + done, part)
+        elif what == FILL:
+            memset(at, byte, part)
         done += part
         turn += 1
         if turn & (TURN_PAGES - 1) == 0 and not take_turns(mm, id):
@@ -96,52 +101,22 @@ cdef int mm_access(mm_struct* mm, uint64_t id, uint64_t addr, void* buffer, uint
     mutex_unlock(&mm.lock)
     done_ret[0] = done
     return rc
+
+
+cdef int mm_access(mm_struct* mm, uint64_t id, uint64_t addr, void* buffer, uint64_t n,
+                   bint write, uint64_t* done_ret) noexcept nogil:
+    return each_page(mm, id, addr, n, COPY_TO if write else COPY_FROM, write, <uint8_t*>buffer,
+                     0, done_ret)
 
 
 cdef int mm_fill(mm_struct* mm, uint64_t id, uint64_t addr, uint64_t n, int byte,
                  uint64_t* done_ret) noexcept nogil:
-    cdef uint64_t done = 0
-    cdef uint64_t part
-    cdef uint64_t turn = 0
-    cdef uint64_t* pte = NULL
-    cdef int rc = FAULT_OK
-    if not lock_live(mm, id):
-        return -ESRCH
-    while done < n:
-        rc = soft_pte(mm, addr + done, True, &pte)
-        if rc != FAULT_OK:
-            break
-        part = min(n - done, PAGE_SIZE - ((addr + done) & (PAGE_SIZE - 1)))
-        memset(frame_at(mm, pte) + ((addr + done) & (PAGE_SIZE - 1)), byte, part)
-        done += part
-        turn += 1
-        if turn & (TURN_PAGES - 1) == 0 and not take_turns(mm, id):
-            done_ret[0] = done
-            return -ESRCH
-    mutex_unlock(&mm.lock)
-    done_ret[0] = done
-    return rc
+    return each_page(mm, id, addr, n, FILL, True, NULL, byte, done_ret)
 
 
 cdef int mm_touch(mm_struct* mm, uint64_t id, uint64_t addr, uint64_t n, bint write,
-                  uint64_t* fault_ret) noexcept nogil:
-    cdef uint64_t done = 0          # counted up: addr + n may pass 2**64
-    cdef uint64_t turn = 0
-    cdef uint64_t* pte = NULL
-    cdef int rc = FAULT_OK
-    if not lock_live(mm, id):
-        return -ESRCH
-    while done < n:
-        rc = soft_pte(mm, addr + done, write, &pte)
-        if rc != FAULT_OK:
-            fault_ret[0] = addr + done
-            break
-        done += PAGE_SIZE - ((addr + done) & (PAGE_SIZE - 1))
-        turn += 1
-        if turn & (TURN_PAGES - 1) == 0 and not take_turns(mm, id):
-            return -ESRCH
-    mutex_unlock(&mm.lock)
-    return rc
+                  uint64_t* done_ret) noexcept nogil:
+    return each_page(mm, id, addr, n, TOUCH, write, NULL, 0, done_ret)
 
 
 cdef int mm_access_all(mm_struct* mm, uint64_t id, const uint64_t* addresses,

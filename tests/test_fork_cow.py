@@ -63,6 +63,29 @@ def test_private_memory_parts_at_the_first_store(process, raw):
     assert pfn(child, at) != pfn(process, at)
 
 
+def test_a_fork_without_memory_for_a_pinned_page_takes_nothing(machine, process):
+    # Pinned pages are copied at once, so that a fork can fail in the middle of a page table.
+    at = process.mmap(None, 64 * P, RW, ANON)
+    process.fill(at, 64 * P, 7)
+    with process.pin(at + 8 * P, 8 * P, write=True):
+        machine.spawn().exit()                              # what a first process makes and keeps
+        before = free_pages(machine)
+        outcomes = set()
+        for nth in range(1, 40):
+            with machine.inject("page_alloc", nth=nth) as injection:
+                try:
+                    process.fork().exit()
+                    outcomes.add("forked")
+                except OSError as error:
+                    assert error.errno == errno.ENOMEM
+                    outcomes.add(injection.failures)
+            machine.check()
+            while process.children:
+                process.wait()
+            assert free_pages(machine) == before, nth
+    assert outcomes == {"forked", 1}
+
+
 @pytest.mark.conformance("FK-03")
 def test_rights_that_went_and_came_open_nothing(process):
     at = process.mmap(None, 2 * P, RW, ANON)

@@ -14,8 +14,8 @@ from realmem._kernel.mm_types cimport (
     vm_area_struct, vma_cursor, vma_slot,
 )
 from realmem._kernel.pgtable cimport (
-    clear_pte_locked, free_pgtables_locked, next_table_locked, next_table_split_locked,
-    pte_alloc_locked, set_pte_locked, split_huge_locked, tables_reserve_locked,
+    clear_pte_locked, free_pgtables_locked, next_table_locked, pte_alloc_locked, pte_cursor,
+    pte_first, pte_next, set_pte_locked, split_huge_locked, tables_reserve_locked,
     tables_unreserve_locked,
 )
 from realmem._kernel.quicklist cimport quicklist_trim
@@ -28,7 +28,7 @@ from realmem._kernel.vmaindex cimport (
 )
 from realmem._kernel.zap cimport mlock_page, munlock_page, page_mapcount, zap_range_locked
 from realmem.compiler cimport BUG, SEQ_CST, atomic64_add_return
-from realmem.types cimport PAGE_SHIFT, PAGE_SIZE, PG_anon, page, pfn_to_page
+from realmem.types cimport PAGE_SHIFT, PG_anon, page, pfn_to_page
 
 cdef enum:
     PMD_SIZE = 1 << PMD_SHIFT
@@ -270,24 +270,17 @@ cdef void change_protection(mm_struct* mm, uint64_t start, uint64_t end) noexcep
 # The host loses what it may no longer have first; what it may have more, faults bring.
 cdef void protect_range(mm_struct* mm, const vm_area_struct* vma, uint64_t start,
                         uint64_t end) noexcept nogil:
-    cdef uint64_t addr = start
-    cdef uint64_t* table
+    cdef pte_cursor c
     cdef uint64_t* pte
     if not vma.vm_flags & VM_ACCESS:
         tlb_protect_locked(mm, start, end, HOST_NOACC, False)
     elif not vma.vm_flags & VM_WRITE:
         tlb_protect_locked(mm, start, end, HOST_READ, False)
-    while True:
-        table = next_table_split_locked(mm, &addr, end)
-        if table == NULL:
-            return
-        while addr < end:
-            pte = table + ((addr >> PAGE_SHIFT) & 511)
-            if pte_present(pte[0]):
-                pte[0] = with_rights(mm, vma, pte[0])
-            addr += PAGE_SIZE
-            if addr & ((1 << PMD_SHIFT) - 1) == 0:
-                break
+    pte = pte_first(&c, mm, start, end, True)
+    while pte != NULL:
+        if pte_present(pte[0]):
+            pte[0] = with_rights(mm, vma, pte[0])
+        pte = pte_next(&c)
 
 
 # Mirrors: mm/mprotect.c:change_pte_range(), can_change_pte_writable().
@@ -313,53 +306,37 @@ cdef inline uint64_t with_rights(mm_struct* mm, const vm_area_struct* vma,
 # Mirrors: mm/mremap.c:move_ptes().  What moved counts as dirtied, as in Linux.
 cdef void move_page_tables(mm_struct* mm, uint64_t old, uint64_t new,
                            uint64_t length) noexcept nogil:
-    cdef uint64_t addr = old
-    cdef uint64_t end = old + length
-    cdef uint64_t entry
-    cdef uint64_t* table
+    cdef pte_cursor c
     cdef uint64_t* pte
     cdef uint64_t* to
-    tlb_flush_locked(mm, old, end)
+    cdef uint64_t entry
+    tlb_flush_locked(mm, old, old + length)
     tlb_flush_locked(mm, new, new + length)
-    while True:
-        table = next_table_split_locked(mm, &addr, end)
-        if table == NULL:
-            break
-        while addr < end:
-            pte = table + ((addr >> PAGE_SHIFT) & 511)
-            entry = pte[0]
-            if entry != 0:
-                to = pte_alloc_locked(mm, new + (addr - old))
-                if to == NULL:
-                    BUG("a page table was not set aside")
-                clear_pte_locked(mm, pte)
-                if pte_present(entry):
-                    entry |= PTE_SOFT_DIRTY
-                set_pte_locked(mm, to, pte_with_host(entry, HOST_NONE) if pte_present(entry)
-                               else entry)
-            addr += PAGE_SIZE
-            if addr & ((1 << PMD_SHIFT) - 1) == 0:
-                break
-    free_pgtables_locked(mm, old, end)
+    pte = pte_first(&c, mm, old, old + length, True)
+    while pte != NULL:
+        entry = pte[0]
+        to = pte_alloc_locked(mm, new + (c.addr - old))
+        if to == NULL:
+            BUG("a page table was not set aside")
+        clear_pte_locked(mm, pte)
+        if pte_present(entry):
+            entry = pte_with_host(entry, HOST_NONE) | PTE_SOFT_DIRTY
+        set_pte_locked(mm, to, entry)
+        pte = pte_next(&c)
+    free_pgtables_locked(mm, old, old + length)
 
 
 # Frames of a range are held in memory from now on, or not for this range's sake.
 # Mirrors: mm/mlock.c:mlock_pte_range().
 cdef void lock_pages(mm_struct* mm, uint64_t start, uint64_t end, bint on) noexcept nogil:
-    cdef uint64_t addr = start
-    cdef uint64_t* table
-    cdef uint64_t entry
-    while True:
-        table = next_table_locked(mm, &addr, end)
-        if table == NULL:
-            return
-        while addr < end:
-            entry = table[(addr >> PAGE_SHIFT) & 511]
-            if pte_present(entry) and not entry & PTE_SPECIAL:
-                if on:
-                    mlock_page(mm.mmu, pfn_to_page(mm.mmu.m, pte_pfn(entry)))
-                else:
-                    munlock_page(mm.mmu, pfn_to_page(mm.mmu.m, pte_pfn(entry)))
-            addr += PAGE_SIZE
-            if addr & ((1 << PMD_SHIFT) - 1) == 0:
-                break
+    cdef pte_cursor c
+    cdef uint64_t* pte = pte_first(&c, mm, start, end, False)
+    cdef page* p
+    while pte != NULL:
+        if pte_present(pte[0]) and not pte[0] & PTE_SPECIAL:
+            p = pfn_to_page(mm.mmu.m, pte_pfn(pte[0]))
+            if on:
+                mlock_page(mm.mmu, p)
+            else:
+                munlock_page(mm.mmu, p)
+        pte = pte_next(&c)

@@ -31,19 +31,17 @@ from realmem._kernel.rmap cimport anon_vma_prepare
 from realmem._kernel.shmem cimport shmem_get_page
 from realmem._kernel.tlb cimport tlb_fill_locked, tlb_install_locked
 from realmem._kernel.vmaindex cimport vma_find
-from realmem._kernel.zap cimport mlock_page, page_remove_rmap
+from realmem._kernel.zap cimport mlock_page, page_add_new_anon_rmap, page_remove_rmap
 from realmem.compiler cimport SEQ_CST, atomic64_add_return, likely, load64, unlikely
 from realmem.types cimport (
     GFP_HIGHUSER_MOVABLE, GFP_ZERO, HOST_SPURIOUS, PAGE_SHIFT, PAGE_SIZE, PGFAULT, PGREUSE,
-    PG_anon, PG_anon_exclusive, PG_swapbacked, PG_uptodate, machine, page, page_address,
+    PG_anon, PG_anon_exclusive, machine, page, page_address,
     page_counts, page_to_pfn, pfn_to_page,
 )
 
 cdef extern from *:
     uint64_t atomic64_add "__atomic_add_fetch"(uint64_t* p, uint64_t v, int order) noexcept nogil
 
-cdef enum:
-    ANON_FLAGS = 1 << PG_anon | 1 << PG_anon_exclusive | 1 << PG_swapbacked | 1 << PG_uptodate
 cdef enum:
     # page.counts as one word: refcount below, mapcount (mappings - 1) above.
     ONE_MAP = 0x100000000
@@ -180,14 +178,7 @@ cdef page* anon_page(mm_struct* mm, vm_area_struct* vma, uint64_t addr, uint32_t
     p = alloc_pages_node(mm.mmu.m, fault_node(mm, hardware), gfp, 0)
     if unlikely(p == NULL):
         return NULL
-    p.index = linear_page_index(vma, addr)
-    p.mapping = vma.anon_vma
-    p.flags |= ANON_FLAGS
-    atomic64_add(&p.counts.word, ONE_MAP, SEQ_CST)
-    mm.core.anon_rss += 1
-    atomic64_add_return(&mm.mmu.nr_anon_mapped, 1, SEQ_CST)
-    if unlikely(vma.vm_flags & VM_LOCKED):
-        mlock_page(mm.mmu, p)
+    page_add_new_anon_rmap(mm, vma, addr, p)
     return p
 
 

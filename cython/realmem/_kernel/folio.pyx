@@ -6,27 +6,20 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from realmem._kernel.mm_types cimport (
-    PMD_SHIFT, PTE_DIRTY, PTE_RW, PTE_SOFT_DIRTY, VM_LOCKED, linear_page_index, mm_struct,
-    mmu, vm_area_struct,
+    PMD_SHIFT, PTE_DIRTY, PTE_RW, PTE_SOFT_DIRTY, mm_struct, mmu, vm_area_struct,
 )
 from realmem._kernel.page_alloc cimport alloc_pages_node, split_page
 from realmem._kernel.pgtable cimport make_huge_locked, set_pte_locked
 from realmem._kernel.rmap cimport anon_vma_prepare
 from realmem._kernel.tlb cimport tlb_fill_locked
-from realmem._kernel.zap cimport mlock_page
+from realmem._kernel.zap cimport page_add_new_anon_rmap
 from realmem.compiler cimport SEQ_CST, atomic64_add_return, fls
 from realmem.types cimport (
     GFP_DIRECT_RECLAIM, GFP_HIGHUSER_MOVABLE, GFP_KSWAPD_RECLAIM, GFP_NOMEMALLOC, GFP_NOWARN,
-    GFP_ZERO, HPAGE_PMD_ORDER, PAGE_SHIFT, PAGE_SIZE, PG_anon, PG_anon_exclusive,
-    PG_swapbacked, PG_uptodate, page, page_to_pfn,
+    GFP_ZERO, HPAGE_PMD_ORDER, PAGE_SHIFT, PAGE_SIZE, page, page_to_pfn,
 )
 
-cdef extern from *:
-    uint64_t atomic64_add "__atomic_add_fetch"(uint64_t* p, uint64_t v, int order) noexcept nogil
-
 cdef enum:
-    ANON_FLAGS = 1 << PG_anon | 1 << PG_anon_exclusive | 1 << PG_swapbacked | 1 << PG_uptodate
-    ONE_MAP = 0x100000000
     # GFP_TRANSHUGE_LIGHT: no reclaim for it; and split, it is no compound page.
     FOLIO_GFP = ((GFP_HIGHUSER_MOVABLE | GFP_NOMEMALLOC | GFP_NOWARN | GFP_ZERO)
                  & ~(GFP_DIRECT_RECLAIM | GFP_KSWAPD_RECLAIM))
@@ -85,14 +78,7 @@ cdef void map_folio(mm_struct* mm, vm_area_struct* vma, uint64_t start, uint64_t
     entry |= PTE_RW | PTE_DIRTY | PTE_SOFT_DIRTY
     split_page(mm.mmu.m, p, order)
     for i in range(n):
-        p[i].index = linear_page_index(vma, start) + i
-        p[i].mapping = vma.anon_vma
-        p[i].flags |= ANON_FLAGS
-        atomic64_add(&p[i].counts.word, ONE_MAP, SEQ_CST)
+        page_add_new_anon_rmap(mm, vma, start + (<uint64_t>i << PAGE_SHIFT), p + i)
         set_pte_locked(mm, pte + i, entry + (<uint64_t>i << PAGE_SHIFT))
-        if vma.vm_flags & VM_LOCKED:
-            mlock_page(mm.mmu, p + i)
-    mm.core.anon_rss += n
-    atomic64_add_return(&mm.mmu.nr_anon_mapped, n, SEQ_CST)
     if start & ((1 << PMD_SHIFT) - 1) == 0 and order == HPAGE_PMD_ORDER:
         make_huge_locked(mm, start, entry)      # without memory it stays a table

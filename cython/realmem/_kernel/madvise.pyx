@@ -5,11 +5,11 @@ from libc.stdint cimport uint64_t
 
 from realmem._kernel.host_calls cimport mutex_lock, mutex_unlock
 from realmem._kernel.mm_types cimport (
-    HOST_NOACC, HOST_READ, MM_LIVE, PMD_SHIFT, PTE_ACCESSED, PTE_DIRTY, PTE_GUARD, PTE_RW,
+    HOST_NOACC, HOST_READ, MM_LIVE, PTE_ACCESSED, PTE_DIRTY, PTE_GUARD, PTE_RW,
     PTE_SOFT_DIRTY, PTE_SPECIAL, mm_struct, pte_pfn, pte_present, vma_slot,
 )
 from realmem._kernel.pgtable cimport (
-    clear_pte_locked, free_pgtables_locked, next_table_split_locked, pte_alloc_locked,
+    clear_pte_locked, free_pgtables_locked, pte_alloc_locked, pte_cursor, pte_first, pte_next,
     set_pte_locked,
 )
 from realmem._kernel.rmap cimport anon_vma_prepare
@@ -17,9 +17,7 @@ from realmem._kernel.tlb cimport tlb_protect_locked
 from realmem._kernel.vmaindex cimport vma_find
 from realmem._kernel.zap cimport page_mapcount, zap_range_locked
 from realmem.compiler cimport SEQ_CST, atomic64_fetch_and
-from realmem.types cimport (
-    PAGE_SHIFT, PAGE_SIZE, PG_anon, PG_swapbacked, page, pfn_to_page,
-)
+from realmem.types cimport PAGE_SIZE, PG_anon, PG_swapbacked, page, pfn_to_page
 
 
 cdef int mm_advise(mm_struct* mm, uint64_t id, uint64_t start, uint64_t end,
@@ -67,20 +65,11 @@ cdef int install_guards(mm_struct* mm, uint64_t start, uint64_t end) noexcept no
 
 
 cdef void change_range(mm_struct* mm, uint64_t start, uint64_t end, int what) noexcept nogil:
-    cdef uint64_t addr = start
-    cdef uint64_t* table
-    cdef uint64_t* pte
-    while True:
-        table = next_table_split_locked(mm, &addr, end)
-        if table == NULL:
-            return
-        while addr < end:
-            pte = table + ((addr >> PAGE_SHIFT) & 511)
-            if pte[0] != 0:
-                change(mm, pte, what)
-            addr += PAGE_SIZE
-            if addr & ((1 << PMD_SHIFT) - 1) == 0:
-                break
+    cdef pte_cursor c
+    cdef uint64_t* pte = pte_first(&c, mm, start, end, True)
+    while pte != NULL:
+        change(mm, pte, what)
+        pte = pte_next(&c)
 
 
 cdef inline void change(mm_struct* mm, uint64_t* pte, int what) noexcept nogil:

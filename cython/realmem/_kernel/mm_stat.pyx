@@ -5,11 +5,15 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memset
 
 from realmem._kernel.host_calls cimport mutex_lock, mutex_unlock
+from realmem._kernel.mm_lock cimport lock_live
 from realmem._kernel.mm_types cimport (
-    MM_LIVE, PMD_SHIFT, PTE_ACCESSED, PTE_DIRTY, PTE_GUARD, PTE_SOFT_DIRTY, PTE_SPECIAL,
-    VM_LOCKED, VM_SOFTDIRTY, linear_page_index, mm_struct, pte_pfn, pte_present, vma_slot,
+    PMD_SHIFT, PTE_ACCESSED, PTE_DIRTY, PTE_GUARD, PTE_SOFT_DIRTY, PTE_SPECIAL,
+    PTRS_PER_TABLE, VM_LOCKED, VM_SOFTDIRTY, linear_page_index, mm_struct, pte_pfn,
+    pte_present, vma_slot,
 )
-from realmem._kernel.pgtable cimport is_huge_locked, next_table_locked, pte_offset_locked
+from realmem._kernel.pgtable cimport (
+    is_huge_locked, pte_cursor, pte_first, pte_next, pte_offset_locked,
+)
 from realmem._kernel.radix_tree cimport radix_load
 from realmem._kernel.vmaindex cimport vma_find
 from realmem._kernel.zap cimport page_mapcount
@@ -26,38 +30,23 @@ cdef enum:
     PM_PRESENT = 63
 
 
-cdef inline bint lock_live(mm_struct* mm, uint64_t id) noexcept nogil:
-    mutex_lock(&mm.lock)
-    if mm.id == id and mm.state == MM_LIVE:
-        return True
-    mutex_unlock(&mm.lock)
-    return False
-
-
 cdef int mm_range_stat(mm_struct* mm, uint64_t id, uint64_t start, uint64_t end,
                        range_stat* stat_ret) noexcept nogil:
-    cdef uint64_t addr = start
-    cdef uint64_t* table
+    cdef pte_cursor c
+    cdef uint64_t* pte
     cdef vma_slot* slot = NULL
-    cdef uint64_t entry
     memset(stat_ret, 0, sizeof(range_stat))
     if not lock_live(mm, id):
         return -ESRCH
-    while True:
-        table = next_table_locked(mm, &addr, end)
-        if table == NULL:
-            break
-        if addr & ((1 << PMD_SHIFT) - 1) == 0 and is_huge_locked(mm, addr):
-            stat_ret.huge += 512
-        while addr < end:
-            entry = table[(addr >> PAGE_SHIFT) & 511]
-            if pte_present(entry) and not entry & PTE_SPECIAL:
-                if slot == NULL or addr >= slot.end:
-                    slot = vma_find(&mm.vmas, addr)
-                add(mm, entry, slot != NULL and slot.vma.vm_flags & VM_LOCKED != 0, stat_ret)
-            addr += PAGE_SIZE
-            if addr & ((1 << PMD_SHIFT) - 1) == 0:
-                break
+    pte = pte_first(&c, mm, start, end, False)
+    while pte != NULL:
+        if c.addr & ((1 << PMD_SHIFT) - 1) == 0 and is_huge_locked(mm, c.addr):
+            stat_ret.huge += PTRS_PER_TABLE
+        if pte_present(pte[0]) and not pte[0] & PTE_SPECIAL:
+            if slot == NULL or c.addr >= slot.end:
+                slot = vma_find(&mm.vmas, c.addr)
+            add(mm, pte[0], slot != NULL and slot.vma.vm_flags & VM_LOCKED != 0, stat_ret)
+        pte = pte_next(&c)
     mutex_unlock(&mm.lock)
     return 0
 

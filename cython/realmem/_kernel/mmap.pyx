@@ -8,16 +8,17 @@ from libc.string cimport memcpy
 from realmem._kernel.account cimport vm_stat_account
 from realmem._kernel.fault cimport anon_page
 from realmem._kernel.host_calls cimport mutex_lock, mutex_unlock
+from realmem._kernel.mm_lock cimport lock_live
 from realmem._kernel.mm_types cimport (
-    GUP_PIN_COUNTING_BIAS, HOST_NONE, HOST_READ, MM_DEAD, MM_LIVE, NR_RLIMITS,
+    GUP_PIN_COUNTING_BIAS, HOST_NONE, HOST_READ, MM_DEAD, NR_RLIMITS,
     PMD_SHIFT, PTE_PFN_MASK, PTE_RW, PTE_SPECIAL, TASK_SIZE, VM_ACCOUNT, VM_DONTCOPY,
     VM_GROWSDOWN, VM_LOCKED_MASK, VM_MAYBE_GUARD, VM_SOFTDIRTY, VM_WIPEONFORK, anon_vma,
     linear_page_index, mm_struct, mmu,
     pte_pfn, pte_present, pte_with_host, shmem, vm_area_struct, vma_cursor, vma_slot,
 )
 from realmem._kernel.pgtable cimport (
-    free_pgtables_locked, next_table_split_locked, pgd_free, pte_alloc_locked, pte_offset_locked,
-    table_of, walk_step,
+    free_pgtables_locked, pgd_free, pte_alloc_locked, pte_cursor, pte_first, pte_next,
+    pte_offset_locked, set_pte_locked, walk_step,
 )
 from realmem._kernel.quicklist cimport quicklist_trim
 from realmem._kernel.rmap cimport anon_vma_fork, anon_vma_free, rmap_link, rmap_unlink
@@ -40,15 +41,6 @@ from realmem.types cimport (
 cdef enum:
     PGT_CACHE_MIN = 25          # pages that a quicklist keeps after a teardown, at least
     PGT_CACHE_STEP = 16         # and gives back at most
-
-
-# Lock an address space that may have ended since Python looked.
-cdef inline bint lock_live(mm_struct* mm, uint64_t id) noexcept nogil:
-    mutex_lock(&mm.lock)
-    if mm.id == id and mm.state == MM_LIVE:
-        return True
-    mutex_unlock(&mm.lock)
-    return False
 
 
 # ---- fork -------------------------------------------------------------------
@@ -136,51 +128,44 @@ cdef int dup_vmas(mm_struct* parent, mm_struct* child) noexcept nogil:
 
 cdef int copy_page_range(mm_struct* parent, mm_struct* child,
                          const vma_slot* slot) noexcept nogil:
-    cdef uint64_t addr = slot.start
+    cdef pte_cursor c
+    cdef uint64_t* pte = pte_first(&c, parent, slot.start, slot.end, True)
+    cdef uint64_t* table = NULL         # the child's, for the 2 MiB that begin at `base`
+    cdef uint64_t base = 1              # no address
     cdef uint64_t entry
-    cdef uint64_t* table
-    cdef uint64_t* pte
-    cdef uint64_t* child_pte
-    cdef uint64_t* child_table
-    cdef uint64_t used
-    while True:
-        table = next_table_split_locked(parent, &addr, slot.end)
-        if table == NULL:
-            return 0
-        child_table = NULL
-        used = 0
-        while addr < slot.end:
-            pte = table + ((addr >> PAGE_SHIFT) & 511)
-            entry = pte[0]
-            if entry != 0:
-                if child_table == NULL:
-                    child_pte = pte_alloc_locked(child, addr)
-                    if child_pte == NULL:
-                        return -ENOMEM
-                    child_table = child_pte - ((addr >> PAGE_SHIFT) & 511)
-                if pte_present(entry):
-                    if slot.vma.vm_object != NULL:
-                        # Copied for its guard regions' sake: the rest stays as it is.
-                        page_dup_rmap(pfn_to_page(parent.mmu.m, pte_pfn(entry)))
-                        child.core.shmem_rss += 1
-                    elif pinned_page(parent, addr, entry):
-                        entry = copy_pinned(parent, child, slot, addr, entry)
-                        if entry == 0:
-                            return -ENOMEM
-                    else:
-                        entry &= ~<uint64_t>PTE_RW
-                        pte[0] = entry
-                        if not entry & PTE_SPECIAL:
-                            page_dup_rmap(pfn_to_page(parent.mmu.m, pte_pfn(entry)))
-                            child.core.anon_rss += 1
-                    entry = pte_with_host(entry, HOST_NONE)
-                child_table[(addr >> PAGE_SHIFT) & 511] = entry
-                used += 1
-            addr += PAGE_SIZE
-            if addr & ((1 << PMD_SHIFT) - 1) == 0:
-                break
-        if used != 0:
-            table_of(child.mmu, child_table).private += used
+    while pte != NULL:
+        if c.addr >> PMD_SHIFT != base >> PMD_SHIFT or table == NULL:
+            base = c.addr & ~<uint64_t>((1 << PMD_SHIFT) - 1)
+            table = pte_alloc_locked(child, base)
+            if table == NULL:
+                return -ENOMEM
+        entry = pte[0]
+        if pte_present(entry):
+            entry = copy_present_pte(parent, child, slot, c.addr, pte)
+            if entry == 0:
+                return -ENOMEM
+        set_pte_locked(child, table + ((c.addr >> PAGE_SHIFT) & 511), entry)
+        pte = pte_next(&c)
+    return 0
+
+
+# The child's entry for a page that is mapped, which is shared with it; 0 without memory.
+cdef inline uint64_t copy_present_pte(mm_struct* parent, mm_struct* child, const vma_slot* slot,
+                                      uint64_t addr, uint64_t* pte) noexcept nogil:
+    cdef uint64_t entry = pte[0]
+    if slot.vma.vm_object != NULL:
+        # Copied for its guard regions' sake: the rest stays as it is.
+        page_dup_rmap(pfn_to_page(parent.mmu.m, pte_pfn(entry)))
+        child.core.shmem_rss += 1
+    elif pinned_page(parent, addr, entry):
+        entry = copy_pinned(parent, child, slot, addr, entry)
+    else:
+        entry &= ~<uint64_t>PTE_RW
+        pte[0] = entry
+        if not entry & PTE_SPECIAL:
+            page_dup_rmap(pfn_to_page(parent.mmu.m, pte_pfn(entry)))
+            child.core.anon_rss += 1
+    return pte_with_host(entry, HOST_NONE)
 
 
 # Mirrors: mm/mm.h:folio_needs_cow_for_dma().

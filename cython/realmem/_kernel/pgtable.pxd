@@ -3,7 +3,7 @@
 from libc.stdint cimport int64_t, uint64_t
 
 from realmem._kernel.mm_types cimport mm_struct, mmu
-from realmem.types cimport page
+from realmem.types cimport PAGE_SHIFT, PAGE_SIZE, page
 
 # Make the machine's shared zero page and the kernel half that every PGD points to: the
 # direct map at PAGE_OFFSET in 2 MiB entries and an empty table for the vmalloc area.
@@ -43,6 +43,46 @@ cdef bint is_huge_locked(mm_struct* mm, uint64_t addr) noexcept nogil
 # Returns: 0; -ENOMEM, and it stays a table.
 cdef int make_huge_locked(mm_struct* mm, uint64_t addr, uint64_t value) noexcept nogil
 cdef void split_huge_locked(mm_struct* mm, uint64_t addr) noexcept nogil
+
+# The used entries of a range, one after the other: pte_first(), then pte_next() until NULL.  Who
+# changes them says so (`split`).  Tables may not be freed meanwhile.
+cdef struct pte_cursor:
+    mm_struct* mm
+    uint64_t* table             # NULL at its end
+    uint64_t addr               # what the entry stands for
+    uint64_t end
+    bint split
+
+cdef inline uint64_t* pte_first(pte_cursor* c, mm_struct* mm, uint64_t start, uint64_t end,
+                                bint split) noexcept nogil:
+    c.mm = mm
+    c.addr = start
+    c.end = end
+    c.split = split
+    c.table = NULL
+    return pte_here(c)
+
+cdef inline uint64_t* pte_next(pte_cursor* c) noexcept nogil:
+    c.addr += PAGE_SIZE
+    if (c.addr >> PAGE_SHIFT) & 511 == 0:
+        c.table = NULL
+    return pte_here(c)
+
+cdef inline uint64_t* pte_here(pte_cursor* c) noexcept nogil:
+    cdef uint64_t* pte
+    while c.addr < c.end:
+        if c.table == NULL:
+            c.table = (next_table_split_locked(c.mm, &c.addr, c.end) if c.split
+                       else next_table_locked(c.mm, &c.addr, c.end))
+            if c.table == NULL:
+                return NULL
+        pte = c.table + ((c.addr >> PAGE_SHIFT) & 511)
+        if pte[0] != 0:
+            return pte
+        c.addr += PAGE_SIZE
+        if (c.addr >> PAGE_SHIFT) & 511 == 0:
+            c.table = NULL
+    return NULL
 
 # Set an empty entry, clear a used one: they keep the table's count of used entries.
 cdef void set_pte_locked(mm_struct* mm, uint64_t* pte, uint64_t value) noexcept nogil

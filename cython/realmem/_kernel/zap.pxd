@@ -1,7 +1,7 @@
 # Taking away what page tables map.  Signal-safe; mm.lock held.
 from libc.stdint cimport uint64_t
 
-from realmem._kernel.mm_types cimport mm_struct, mmu, shmem
+from realmem._kernel.mm_types cimport mm_struct, mmu, shmem, vm_area_struct
 from realmem.types cimport page
 
 # Flush [start, end), clear its entries and give their frames up; of one object only, unless
@@ -9,6 +9,11 @@ from realmem.types cimport page
 # Mirrors: mm/memory.c:unmap_page_range().
 cdef void zap_range_locked(mm_struct* mm, uint64_t start, uint64_t end, const shmem* object,
                            bint drop_markers) noexcept nogil
+
+# A new frame becomes a private page of a VMA that has its anon_vma, mapped once, exclusive.
+# Mirrors: mm/rmap.c:folio_add_new_anon_rmap().
+cdef void page_add_new_anon_rmap(mm_struct* mm, const vm_area_struct* vma, uint64_t addr,
+                                 page* p) noexcept nogil
 
 # What a page's mapping by one entry more, or one fewer, does to its counts; and how often it
 # is mapped.

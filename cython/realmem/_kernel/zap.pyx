@@ -3,17 +3,17 @@
 from libc.stdint cimport uint64_t
 
 from realmem._kernel.mm_types cimport (
-    PMD_SHIFT, PTE_SPECIAL, mm_struct, mmu, pte_pfn, pte_present, shmem,
-    update_hiwater_rss,
+    PTE_SPECIAL, VM_LOCKED, linear_page_index, mm_struct, mmu, pte_pfn, pte_present, shmem,
+    update_hiwater_rss, vm_area_struct,
 )
 from realmem._kernel.page_free cimport free_pages
-from realmem._kernel.pgtable cimport clear_pte_locked, next_table_split_locked
+from realmem._kernel.pgtable cimport clear_pte_locked, pte_cursor, pte_first, pte_next
 from realmem._kernel.tlb cimport tlb_flush_locked
 from realmem.compiler cimport (
-    SEQ_CST, VM_BUG_ON, atomic64_add_return, atomic64_fetch_and,
+    SEQ_CST, VM_BUG_ON, atomic64_add_return, atomic64_fetch_and, unlikely,
 )
 from realmem.types cimport (
-    PAGE_SHIFT, PAGE_SIZE, PG_anon, PG_anon_exclusive, PG_mlocked, PG_swapbacked, PG_uptodate,
+    PG_anon, PG_anon_exclusive, PG_mlocked, PG_swapbacked, PG_uptodate,
     page, page_counts, pfn_to_page,
 )
 
@@ -30,22 +30,14 @@ cdef enum:
 
 cdef void zap_range_locked(mm_struct* mm, uint64_t start, uint64_t end, const shmem* object,
                            bint drop_markers) noexcept nogil:
-    cdef uint64_t addr = start
-    cdef uint64_t* table
+    cdef pte_cursor c
     cdef uint64_t* pte
     update_hiwater_rss(mm)
     tlb_flush_locked(mm, start, end)
-    while True:
-        table = next_table_split_locked(mm, &addr, end)
-        if table == NULL:
-            return
-        while addr < end:
-            pte = table + ((addr >> PAGE_SHIFT) & 511)
-            if pte[0] != 0:
-                zap_pte(mm, pte, object, drop_markers)
-            addr += PAGE_SIZE
-            if addr & ((1 << PMD_SHIFT) - 1) == 0:
-                break
+    pte = pte_first(&c, mm, start, end, True)
+    while pte != NULL:
+        zap_pte(mm, pte, object, drop_markers)
+        pte = pte_next(&c)
 
 
 cdef inline void zap_pte(mm_struct* mm, uint64_t* pte, const shmem* object,
@@ -67,6 +59,18 @@ cdef inline void zap_pte(mm_struct* mm, uint64_t* pte, const shmem* object,
 
 
 # ---- counting mappings ------------------------------------------------------
+
+cdef void page_add_new_anon_rmap(mm_struct* mm, const vm_area_struct* vma, uint64_t addr,
+                                 page* p) noexcept nogil:
+    p.index = linear_page_index(vma, addr)
+    p.mapping = vma.anon_vma
+    p.flags |= ANON_FLAGS
+    atomic64_add(&p.counts.word, ONE_MAP, SEQ_CST)
+    mm.core.anon_rss += 1
+    atomic64_add_return(&mm.mmu.nr_anon_mapped, 1, SEQ_CST)
+    if unlikely(vma.vm_flags & VM_LOCKED):
+        mlock_page(mm.mmu, p)
+
 
 cdef void page_dup_rmap(page* p) noexcept nogil:
     atomic64_fetch_and(&p.flags, ~(<uint64_t>1 << PG_anon_exclusive), SEQ_CST)

@@ -13,9 +13,6 @@ import os
 import weakref
 from contextlib import contextmanager
 
-import pytest
-
-from realmem._core.mm import AddressSpace
 from realmem.layout import PAGE_SIZE, RLIM_INFINITY
 from realmem.mm.address_space import MemoryMap
 from realmem.mm.limits import CAPABILITIES
@@ -265,10 +262,7 @@ class FakeProcess(SystemCalls):
 
 def processes():
     """Give what a fixture of processes runs over: the model, and real memory."""
-    built = pytest.mark.skipif(
-        not hasattr(AddressSpace, "commit"), reason="the kernel side does not commit plans yet"
-    )
-    return ["model", pytest.param("real", marks=built)]
+    return ["model", "real"]
 
 
 @contextmanager

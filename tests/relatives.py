@@ -121,7 +121,7 @@ class Relatives:
             p.exit()
 
     def do_dontneed(self, p, mine, span, start, length, value) -> None:
-        if not hasattr(p, "madvise") or any(i not in mine for i in span):
+        if any(i not in mine for i in span):
             return
         p.madvise(start, length, rm.MADV_DONTNEED)
         for i in span:
@@ -129,7 +129,7 @@ class Relatives:
                 mine[i].cell = [0]
 
     def do_remove(self, p, mine, span, start, length, value) -> None:
-        if not hasattr(p, "madvise") or not all(
+        if not all(
                 i in mine and mine[i].shared and mine[i].prot & PROT_WRITE for i in span):
             return
         p.madvise(start, length, rm.MADV_REMOVE)
@@ -138,7 +138,7 @@ class Relatives:
 
     def do_mremap(self, p, mine, span, start, length, value) -> None:
         # Within one VMA, to somewhere in the arena that does not overlap.
-        if not hasattr(p, "mremap") or any(i not in mine for i in span):
+        if any(i not in mine for i in span):
             return
         vma = p.find_vma(start)
         to = range(value * 7 % self.pages, value * 7 % self.pages + len(span))

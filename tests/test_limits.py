@@ -7,7 +7,6 @@ import errno
 import pytest
 from fake_core import fake_map
 
-from realmem._core.mm import AddressSpace
 from realmem.layout import RLIM_INFINITY
 from realmem.machine import Machine
 from realmem.mm.limits import CAPABILITIES
@@ -56,9 +55,6 @@ def test_capabilities_are_a_set_of_known_names():
         mm.capabilities.remove("CAP_SYS_ADMIN")
 
 
-@pytest.mark.skipif(
-    not hasattr(AddressSpace, "commit"), reason="the kernel side does not commit plans yet"
-)
 def test_of_a_process_and_its_child():
     with Machine(nodes=2, memory="32M", window="1G") as machine:
         root, user = machine.spawn(), machine.spawn(uid=1000)

@@ -9,7 +9,6 @@ import pytest
 from fake_core import FakeCore, fake_map
 from host_calls import ARENA, ARENA_END, HEAP
 
-from realmem._core.mm import AddressSpace
 from realmem.layout import (
     MAP_ANONYMOUS,
     MAP_DROPPABLE,
@@ -201,9 +200,6 @@ def test_random_sequences_as_the_host_does_them(first):
     assert compare([sequence_of(seed, 40) for seed in range(first, first + 30)], Ours) == 1200
 
 
-@pytest.mark.skipif(
-    not hasattr(AddressSpace, "commit"), reason="the kernel side does not commit plans yet"
-)
 def test_random_sequences_on_real_memory():
     sequences = [sequence_of(seed, 40) for seed in range(500, 530)]
     with Machine(nodes=1, memory="128M", window="1G") as machine:

@@ -8,7 +8,6 @@ import sys
 
 import pytest
 
-from realmem._core.mm import AddressSpace
 from realmem.errors import SegmentationFault
 from realmem.layout import (
     MAP_ANONYMOUS,
@@ -31,10 +30,6 @@ RW = PROT_READ | PROT_WRITE
 ANON = MAP_PRIVATE | MAP_ANONYMOUS
 FIXED = ANON | MAP_FIXED
 
-
-pytestmark = pytest.mark.skipif(
-    not hasattr(AddressSpace, "commit"), reason="the kernel side does not commit plans yet"
-)
 
 
 @pytest.fixture

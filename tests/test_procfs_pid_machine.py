@@ -6,7 +6,6 @@ import errno
 
 import pytest
 
-from realmem._core.mm import AddressSpace
 from realmem.layout import (
     MAP_ANONYMOUS,
     MAP_PRIVATE,
@@ -25,10 +24,6 @@ P = PAGE_SIZE
 RW = PROT_READ | PROT_WRITE
 ANON = MAP_PRIVATE | MAP_ANONYMOUS
 SOFT_DIRTY, EXCLUSIVE, FILE, PRESENT = 1 << 55, 1 << 56, 1 << 61, 1 << 63
-
-pytestmark = pytest.mark.skipif(
-    not hasattr(AddressSpace, "smaps"), reason="the kernel side does not count pages yet"
-)
 
 
 @pytest.fixture

@@ -39,6 +39,7 @@ class MemoryMap:
     :ivar settings: the machine's sysctls.
     :ivar rlimit: the process's limits.
     :ivar capabilities: the process's capabilities, by name.
+    :ivar start_stack: where the first stack begins; 0, since a process begins without one.
     :ivar thp_disabled: PR_SET_THP_DISABLE: 0, 1, or 3 with PR_THP_DISABLE_EXCEPT_ADVISED.
     """
 
@@ -55,6 +56,7 @@ class MemoryMap:
         self.settings = settings
         self.rlimit = Limits(core, rlimit)
         self.capabilities = Capabilities(core, capabilities)
+        self.start_stack = 0
         self.thp_disabled = 0
         if thp_disabled:
             self.disable_thp(thp_disabled)

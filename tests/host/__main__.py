@@ -46,16 +46,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--without", default="", help="steps and features to leave out: a,b,c")
     parser.add_argument("--debug", type=int, default=0, help="the machine's debug level")
     parser.add_argument("--no-shrink", action="store_true")
-    parser.add_argument("--partial", action="store_true", help="leave out what realmem lacks")
     options = parser.parse_args(argv)
     without = {name for name in options.without.split(",") if name}
-    if options.partial:
-        from host.real_world import missing
-
-        lacking = missing()
-        if lacking:
-            print("realmem has no", ", ".join(sorted(lacking)))
-            without |= lacking
     worlds = Worlds(options.twice, frozenset(without),
                     {"debug": options.debug} if options.debug else {})
     tell = (lambda text: print(f"\r{text}   ", end="", file=sys.stderr, flush=True)) \

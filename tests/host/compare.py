@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 from host import differences
-from host.host_world import PRESENT
 from host.ops import ACCESSES, PAGE, Answer, Look, Op, spell, touched
 
 # All of every process is compared after so many steps.
@@ -136,22 +135,18 @@ class Pair:
 
     def _compare(self, slot: int) -> None:
         left, right = self.left.look(slot), self.right.look(slot)
-        if getattr(self.right, "plain", False):         # it has no maps() that tells more
-            left = replace(left, vmas=tuple(vma._replace(offset=0, object=0, name="")
-                                            for vma in left.vmas))
         self.looks[slot] = left, right
         if left.vmas != right.vmas:
             lines = [set(left.vmas), set(right.vmas)]
             only = [sorted(lines[i] - lines[1 - i]) for i in (0, 1)]
             raise Parted(f"maps of {slot}", *("; ".join(map(str, some)) for some in only))
-        if right.counts and left.counts != right.counts:
+        if left.counts != right.counts:
             raise Parted(f"VmLck, VmSize, VmData of {slot}, pages", left.counts, right.counts)
-        mask = PRESENT if getattr(self.right, "plain", False) else (1 << 64) - 1
         for vma, ours, theirs in zip(left.vmas, left.words, right.words, strict=True):
             if ours == theirs or ours is None or theirs is None:
                 continue
             for i, (one, other) in enumerate(zip(ours, theirs, strict=True)):
-                if (differences.word(one) ^ differences.word(other)) & mask:
+                if differences.word(one) != differences.word(other):
                     raise Parted(f"pagemap of {slot} at {spell(vma.start + i * PAGE)}",
                                  f"{one:#x}", f"{other:#x}")
 

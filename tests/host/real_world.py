@@ -2,8 +2,7 @@
 The world of realmem: the same steps by its public interface.
 
 Contents are read out of the frames, by the direct map: p.read() would fault pages in, and may not
-read what is PROT_NONE.  What an unfinished realmem cannot tell (pagemap, status) is None there,
-and not compared.
+read what is PROT_NONE.
 """
 
 from __future__ import annotations
@@ -19,30 +18,15 @@ from host.host_world import (
     WORD_MASK,
     parse_maps,
 )
-from host.ops import BASE, CALLS, INFINITY, PAGE, WORD, Answer, Look, Op, Vma, is_moved
+from host.ops import BASE, INFINITY, PAGE, WORD, Answer, Look, Op, Vma, is_moved
 
 import realmem as rm
 
 MEMORY = "64M"
-FAULTS = rm.SegmentationFault, getattr(rm, "BusError", rm.SegmentationFault)
+FAULTS = rm.SegmentationFault, rm.BusError
 ANON = 0x22
 BUS_ADRERR = 2
 FNV, FNV_PRIME = 0xCBF29CE484222325, 0x100000001B3
-
-
-def missing() -> set[str]:
-    """Name what this realmem has not got yet."""
-    found = {name for name in CALLS if not hasattr(rm.Process, name)}
-    if not hasattr(rm.Process, "rlimit") and "rlimit" not in getattr(rm.Process, "__slots__", ()):
-        found |= {name for name in ("rlimit",) if not _attribute("rlimit")}
-    if not _attribute("capabilities"):
-        found.add("capability")
-    return found
-
-
-def _attribute(name: str) -> bool:
-    with rm.Machine(nodes=1, memory="16M") as machine:
-        return hasattr(machine.spawn(), name)
 
 
 def fnv(data: bytes) -> int:
@@ -68,9 +52,8 @@ class RealWorld:
         self._moved: dict[int, int] = {}
         first = self.machine.spawn("probe")
         at = first.mmap(None, PAGE, 0, ANON)
-        self.distance = at + PAGE - first.brk() if hasattr(first, "brk") else None
+        self.distance = at + PAGE - first.brk()
         first.munmap(at, PAGE)
-        self.plain = not hasattr(first, "maps")
         first.exit()
 
     def reset(self) -> None:
@@ -110,8 +93,7 @@ class RealWorld:
             p.munmap(at, PAGE)
             self._processes[op.slot] = p
             self._moved[op.slot] = BASE - (at + PAGE)
-            if hasattr(p, "prctl"):
-                p.prctl(rm.PR_SET_THP_DISABLE, 1, 0, 0, 0)
+            p.prctl(rm.PR_SET_THP_DISABLE, 1, 0, 0, 0)
             return Answer("ok")
         p = self._processes[op.slot]
         args = list(op.args)
@@ -202,25 +184,16 @@ class RealWorld:
     def look(self, slot: int) -> Look:
         """See what there is of a process."""
         p, moved = self._processes[slot], self._moved[slot]
-        if hasattr(p, "maps"):
-            vmas = parse_maps(p.maps(), moved, self._numbers)
-        else:
-            vmas = [self._vma(vma, moved) for vma in p.vmas]
-        counts: tuple[int, ...] = ()
-        if hasattr(p, "status"):
-            found = {name: int(kb) // 4 for name, kb in STATUS.findall(p.status().encode())}
-            counts = (found[b"VmLck"], found[b"VmSize"], found[b"VmData"])
+        vmas = parse_maps(p.maps(), moved, self._numbers)
+        found = {name: int(kb) // 4 for name, kb in STATUS.findall(p.status().encode())}
+        counts = (found[b"VmLck"], found[b"VmSize"], found[b"VmData"])
         words: list[tuple[int, ...] | None] = []
         frames: list[tuple[int, ...] | None] = []
         for vma in vmas:
             pages = (vma.end - vma.start) // PAGE
             raw = None
             if pages <= MOST_PAGES:
-                if hasattr(p, "pagemap"):
-                    raw = p.pagemap(self._there(slot, vma.start), pages)
-                else:
-                    raw = [self._walked(p, self._there(slot, at))
-                           for at in range(vma.start, vma.end, PAGE)]
+                raw = p.pagemap(self._there(slot, vma.start), pages)
             words.append(None if raw is None else tuple([word & WORD_MASK for word in raw]))
             frames.append(None if raw is None
                           else tuple([word & PFN if word & PRESENT else -1 for word in raw]))
@@ -243,13 +216,6 @@ class RealWorld:
         return Vma(vma.start + by, vma.end + by, perms + ("s" if vma.flags & 1 else "p"),
                    0, 0, "")
 
-    @staticmethod
-    def _walked(p: rm.Process, address: int) -> int:
-        last = p.walk(address)[-1]
-        if last.level != "pte" or not last.raw & 0x101:      # PROT_NONE is present
-            return 0
-        return PRESENT | int(last.decoded["pfn"])
-
     def _there(self, slot: int, address: int) -> int:
         return address - self._moved[slot] & WORD if is_moved(address) else address
 
@@ -258,4 +224,4 @@ class RealWorld:
         return Answer("ok", here if is_moved(here) else value)
 
 
-__all__ = ["LIMITS_AT_FIRST", "RealWorld", "fnv", "missing", "pattern"]
+__all__ = ["LIMITS_AT_FIRST", "RealWorld", "fnv", "pattern"]

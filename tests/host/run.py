@@ -85,9 +85,8 @@ class Worlds:
         world = RealWorld(**self._options)
         try:
             if self._host is None:
-                self._host = HostWorld(world.distance or HEAP_DISTANCE)
-            if world.distance is not None:
-                self.heap = BASE - world.distance
+                self._host = HostWorld(world.distance)
+            self.heap = BASE - world.distance
             if not self._host.names:
                 self.without |= {"names"}
             if not self._host.may_set_capabilities:

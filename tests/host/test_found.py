@@ -6,7 +6,7 @@ import platform
 
 import pytest
 from host.compare import Pair, replay
-from host.ops import BASE, HEAP_DISTANCE, PAGE, Op
+from host.ops import BASE, PAGE, Op
 
 pytestmark = pytest.mark.skipif(
     platform.machine() != "x86_64", reason="the drivers of the host's side are x86-64 code")
@@ -117,7 +117,7 @@ def pair():
     from host.real_world import RealWorld
 
     real = RealWorld()
-    host = HostWorld(real.distance or HEAP_DISTANCE)
+    host = HostWorld(real.distance)
     yield Pair(host, real)
     host.close()
     real.reset()

@@ -204,11 +204,10 @@ def test_host_system_calls_on_window_memory(child) -> None:
         fails(lambda: os.write(w, p.view(a, 8)))
         p.rss
         assert c.read(a, 8) == b"\\x06" + bytes(7)
-        if hasattr(p, "pin"):
-            with p.pin(b, 8, write=True) as view:
-                one.send(b"pinned!!")
-                assert other.recv_into(view) in (8, 16)
-            assert p.read(b, 1) in (b"p", b"c")
+        with p.pin(b, 8, write=True) as view:
+            one.send(b"pinned!!")
+            assert other.recv_into(view) in (8, 16)
+        assert p.read(b, 1) in (b"p", b"c")
         for f in (r, w): os.close(f)
         one.close(); other.close()
         machine.check()

@@ -16,7 +16,6 @@ TWINS = """
     import collections, random, time
 
     PAGES = 48
-    NAMES = ("mremap", "madvise", "mlock", "munlock")
 
     class Interrupt(BaseException):
         pass
@@ -77,17 +76,14 @@ TWINS = """
                                      else -(n >> 1))),
             ("fork", lambda p: p.fork()),
             ("fork", lambda p: p.fork()),
+            ("mremap", lambda p: p.mremap(at, PAGE, 3 * PAGE, MREMAP_MAYMOVE)),
+            ("mremap", lambda p: p.mremap(at, n, n, MREMAP_MAYMOVE | MREMAP_FIXED, to)),
+            ("mremap", lambda p: p.mremap(at, n, PAGE)),
+            ("madvise", lambda p: p.madvise(at, n, advice)),
+            ("madvise", lambda p: p.madvise(at, n, advice)),
+            ("mlock", lambda p: p.mlock(at, n)),
+            ("munlock", lambda p: p.munlock(at, n)),
         ]
-        if hasattr(Process, "mremap"):
-            some += [
-                ("mremap", lambda p: p.mremap(at, PAGE, 3 * PAGE, MREMAP_MAYMOVE)),
-                ("mremap", lambda p: p.mremap(at, n, n, MREMAP_MAYMOVE | MREMAP_FIXED, to)),
-                ("mremap", lambda p: p.mremap(at, n, PAGE)),
-            ]
-        if hasattr(Process, "madvise"):
-            some += [("madvise", lambda p: p.madvise(at, n, advice))] * 2
-        if hasattr(Process, "mlock"):
-            some += [("mlock", lambda p: p.mlock(at, n)), ("munlock", lambda p: p.munlock(at, n))]
         return rng.choice(some)
 
     def refused(call, p):
@@ -131,7 +127,6 @@ TWINS = """
         # Without which pages are there: faulting in after the call may have been cut short.
         return state[:1] + state[2:]
 
-    from realmem.process import Process
     globals().update({name: getattr(rm, name) for name in dir(rm) if name.isupper()})
     rng = random.Random(SEED)
     random.seed(SEED)
@@ -182,8 +177,8 @@ TWINS = """
         machine.check()
         assert not machine.processes and machine.hoststat["host_vmas"] == 0
     print(dict(points), dict(done), turn)
-    wanted = {"mmap", "munmap", "mprotect", "brk", "fork", "exit"}
-    wanted |= {name for name in NAMES if hasattr(Process, name)}
+    wanted = {"mmap", "munmap", "mprotect", "brk", "fork", "exit",
+              "mremap", "madvise", "mlock", "munlock"}
     missing = wanted - set(points)
     assert not missing, missing
 """

@@ -85,7 +85,7 @@ class Marks:
     @classmethod
     def of(cls, mm: Any) -> Marks:
         """Read those of a process."""
-        return cls(mm.start_brk, mm.tree.brk, getattr(mm, "start_stack", 0))
+        return cls(mm.start_brk, mm.tree.brk, mm.start_stack)
 
     def is_heap(self, vma: Any) -> bool:
         """Whether a VMA holds part of the heap (mm.h:vma_is_initial_heap())."""

@@ -71,7 +71,7 @@ def process_stat(process: Any) -> str:
         "vsize": mm.core.counters[0] << PAGE_SHIFT,
         "rss": file + anon + shmem,
         "rsslim": RLIM_INFINITY,
-        "startstack": getattr(mm, "start_stack", 0),
+        "startstack": mm.start_stack,
         "exit_signal": SIGCHLD,
         "start_brk": mm.start_brk,
     })  # fmt: skip

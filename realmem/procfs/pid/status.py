@@ -182,7 +182,7 @@ def process_status(process: Any) -> str:
         ppid=0 if process.parent is None else process.parent.pid,
         uid=process.uid,
         memory=memory_lines(process.mm.core),
-        thp_enabled=int(not getattr(process.mm, "thp_disabled", 0)),
+        thp_enabled=int(not process.mm.thp_disabled),
         capabilities=sum(1 << i for i, name in enumerate(CAPABILITIES) if f"CAP_{name}" in held),
         cpus=cpus,
         nr_cpus=max(cpus, default=0) + 1,

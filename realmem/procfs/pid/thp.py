@@ -31,7 +31,7 @@ class ThpSettings:
     def of(cls, process: Any) -> ThpSettings:
         """Read those that hold for a process."""
         thp = process.machine.thp
-        disabled = bool(getattr(process.mm, "thp_disabled", 0))
+        disabled = bool(process.mm.thp_disabled)
         return cls(thp.enabled, dict(thp.orders), disabled)
 
 

@@ -260,11 +260,6 @@ class FakeProcess(SystemCalls):
         return self.mm.find_vma(addr)
 
 
-def processes():
-    """Give what a fixture of processes runs over: the model, and real memory."""
-    return ["model", "real"]
-
-
 @contextmanager
 def as_process(kind):
     """Give a new process of one of these kinds."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 from contextlib import contextmanager
 
+import pytest
 from fake_core import LENGTH, LOW, FakeCore, FakeProcess, as_process
 
 from realmem.advice import AdviceCalls
@@ -97,12 +99,10 @@ class AdvisedProcess(FakeProcess, AdviceCalls):
     def touch(self, addr, length, write=False):
         self.mm.core.fault(addr, addr + length, write)
 
-    def page_states(self, addr, n):
+    def pagemap(self, addr, n):
         core = self.mm.core
         pages = range(addr, addr + n * PAGE_SIZE, PAGE_SIZE)
-        return "".join(
-            "g" if page in core.guards else "x" if page in core.pages else "." for page in pages
-        )
+        return [(page in core.pages) << 63 | (page in core.guards) << 58 for page in pages]
 
 
 @contextmanager
@@ -113,3 +113,32 @@ def as_advised(kind):
         return
     with as_process(kind) as process:
         yield process
+
+
+# ---- what tests of calls ask ----
+
+
+def refused(number, call, *args):
+    """Insist that a call fails with this errno."""
+    with pytest.raises(OSError) as caught:
+        call(*args)
+    assert caught.value.errno == number, errno.errorcode.get(caught.value.errno)
+
+
+def spans(p, base, *attributes):
+    """Give pages of each VMA from ``base`` on: first, one past the last, and its attributes."""
+    return [
+        ((v.start - base) // PAGE_SIZE, (v.end - base) // PAGE_SIZE,
+         *(getattr(v, name) for name in attributes))
+        for v in p.vmas
+    ]  # fmt: skip
+
+
+def flags(p, addr):
+    """Give the names of a VMA's flags."""
+    return p.find_vma(addr).vm_flags
+
+
+def vm_lck(p):
+    """Give the number of locked pages."""
+    return p.mm.core.counters[4]

@@ -12,7 +12,7 @@ import re
 from collections import Counter
 
 import pytest
-from fake_core import as_process, processes
+from fake_core import as_process
 from fake_pages import fake_map
 from host_worker import HostProcess
 
@@ -282,12 +282,11 @@ def compare_random_calls(seed, options, more, steps, process=None):
     return pair.seen
 
 
-@pytest.mark.parametrize("kind", processes()[1:])
 @pytest.mark.parametrize(
     ("seed", "options"), [(11, {}), (12, {"memlock": 24 * P, "capable": False})]
 )
-def test_random_calls_on_memory(kind, seed, options, soak_factor):
-    with as_process(kind) as process:
+def test_random_calls_on_memory(seed, options, soak_factor):
+    with as_process("real") as process:
         compare_random_calls(seed, options, {"mlockall": 3}, int(400 * soak_factor), process)
 
 

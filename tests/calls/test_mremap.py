@@ -5,8 +5,7 @@ from __future__ import annotations
 import errno
 
 import pytest
-from fake_core import processes
-from fake_pages import as_advised
+from fake_pages import refused, spans, vm_lck
 
 from realmem.layout import (
     MADV_GUARD_INSTALL,
@@ -31,38 +30,6 @@ SHARED = MAP_SHARED | MAP_ANONYMOUS
 MOVE = MREMAP_MAYMOVE
 TO = MREMAP_MAYMOVE | MREMAP_FIXED
 LEAVE = MREMAP_MAYMOVE | MREMAP_DONTUNMAP
-
-
-@pytest.fixture(params=processes())
-def p(request):
-    with as_advised(request.param) as process:
-        yield process
-
-
-@pytest.fixture(params=processes()[1:])
-def real(request):
-    with as_advised(request.param) as process:
-        yield process
-
-
-@pytest.fixture
-def base(p):
-    """Give an address with nothing near it."""
-    return p.mm.low + (1 << 28)
-
-
-def refused(number, call, *args):
-    with pytest.raises(OSError) as caught:
-        call(*args)
-    assert caught.value.errno == number, errno.errorcode.get(caught.value.errno)
-
-
-def spans(p, base):
-    return [((v.start - base) // P, (v.end - base) // P) for v in p.vmas]
-
-
-def vm_lck(p):
-    return p.mm.core.counters[4]
 
 
 @pytest.mark.conformance("MR-01", "MR-02", "MR-03", "MR-04", "MR-06")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from fake_core import as_process, processes
 
 from realmem.layout import (
     MAP_ANONYMOUS,
@@ -20,12 +19,6 @@ from realmem.mm.vma import VM_LOCKED
 P = PAGE_SIZE
 RW = PROT_READ | PROT_WRITE
 FIXED = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED
-
-
-@pytest.fixture(params=processes())
-def p(request):
-    with as_process(request.param) as process:
-        yield process
 
 
 @pytest.fixture

@@ -5,8 +5,7 @@ from __future__ import annotations
 import errno
 
 import pytest
-from fake_core import processes
-from fake_pages import as_advised
+from fake_pages import refused, spans, vm_lck
 
 from realmem.layout import (
     MAP_ANONYMOUS,
@@ -28,38 +27,6 @@ P = PAGE_SIZE
 WORD = 1 << 64
 RW = PROT_READ | PROT_WRITE
 ANON = MAP_PRIVATE | MAP_ANONYMOUS
-
-
-@pytest.fixture(params=processes())
-def p(request):
-    with as_advised(request.param) as process:
-        yield process
-
-
-@pytest.fixture(params=processes()[1:])
-def real(request):
-    with as_advised(request.param) as process:
-        yield process
-
-
-@pytest.fixture
-def base(p):
-    """Give an address with nothing near it."""
-    return p.mm.low + (1 << 28)
-
-
-def refused(number, call, *args):
-    with pytest.raises(OSError) as caught:
-        call(*args)
-    assert caught.value.errno == number, errno.errorcode.get(caught.value.errno)
-
-
-def spans(p, base):
-    return [((v.start - base) // P, (v.end - base) // P, v.locked) for v in p.vmas]
-
-
-def vm_lck(p):
-    return p.mm.core.counters[4]
 
 
 def present(p, addr, n):
@@ -108,7 +75,7 @@ def test_up_to_a_hole(p, base):
     for i in (0, 2):
         p.mmap(base + i * P, P, RW, ANON | MAP_FIXED)
     refused(errno.ENOMEM, p.mlock, base, 3 * P)
-    assert spans(p, base) == [(0, 1, True), (2, 3, False)] and vm_lck(p) == 1
+    assert spans(p, base, "locked") == [(0, 1, True), (2, 3, False)] and vm_lck(p) == 1
     assert present(p, base, 1) == 0, "nothing is brought in after a failure"
     refused(errno.ENOMEM, p.mlock, base + P, P)
     p.munlock(base + 2 * P, P)          # never was
@@ -160,9 +127,9 @@ def test_middle_unlocked(p, base):
     p.mmap(base, 3 * P, RW, ANON | MAP_FIXED)
     p.mlock(base, 3 * P)
     p.munlock(base + P, P)
-    assert spans(p, base) == [(0, 1, True), (1, 2, False), (2, 3, True)]
+    assert spans(p, base, "locked") == [(0, 1, True), (1, 2, False), (2, 3, True)]
     p.munlock(base, 3 * P)
-    assert spans(p, base) == [(0, 3, False)] and vm_lck(p) == 0
+    assert spans(p, base, "locked") == [(0, 3, False)] and vm_lck(p) == 0
 
 
 @pytest.mark.conformance("ML-15")
@@ -209,7 +176,7 @@ def test_all_to_come(p, base):
     p.munlockall()
     assert vm_lck(p) == 0
     p.mmap(base + 8 * P, 2 * P, RW, ANON | MAP_FIXED)
-    assert vm_lck(p) == 0 and not any(locked for _, _, locked in spans(p, base))
+    assert vm_lck(p) == 0 and not any(locked for _, _, locked in spans(p, base, "locked"))
 
 
 def test_current_on_fault(p, base):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from slab_bytes import ALL, bytes_at, put
 
 import realmem as rm
-from realmem import GFP_KERNEL, AllocatorError
+from realmem import GFP, GFP_KERNEL, AllocatorError
 
 
 @pytest.fixture
@@ -60,3 +61,35 @@ def test_a_corrupted_object_is_not_moved(flags):
         assert bytes(machine.view(moved, 20)) == bytes(range(20))
         machine.kfree(moved)            # it was repaired
         machine.check()
+
+
+@pytest.fixture
+def checking():
+    with rm.Machine(nodes=1, memory="32M", slab_debug="FZPU,kmalloc-1*") as made:
+        yield made
+        made.check()
+
+
+def test_the_zone_follows_the_size(checking):
+    machine = checking
+    cache = machine.kmem_caches["kmalloc-128"]
+    before = cache.errors
+    addr = machine.kmalloc(100, GFP.KERNEL | GFP.ZERO)
+    assert bytes_at(addr, 100) == bytes(100) and bytes_at(addr + 100, 28) == b"\xcc" * 28
+    assert machine.krealloc(addr, 120, GFP.KERNEL | GFP.ZERO) == addr
+    assert bytes_at(addr, 120) == bytes(120) and bytes_at(addr + 120, 8) == b"\xcc" * 8
+    assert machine.krealloc(addr, 10) == addr
+    assert bytes_at(addr + 10, 118) == b"\xcc" * 118
+    assert cache.validate() == 0
+    put(addr + 10, 0)
+    with pytest.raises(AllocatorError, match="kmalloc Redzone overwritten"):
+        machine.kfree(addr)
+    assert machine.ksize(addr) == 128
+    put(addr + 20, 0, 0)                # all of it may be used now
+    assert cache.validate() == 0
+    put(addr, *range(16))
+    moved = machine.krealloc(addr, 1000)
+    assert moved != addr and bytes_at(moved, 16) == bytes(range(16))
+    assert machine.kmem_caches["kmalloc-1k"].flags & ALL == ALL
+    machine.kfree(moved)
+    assert cache.errors == before + 3

@@ -47,9 +47,8 @@ _KERNEL = (
            "                       access == FAULT_WRITE, &rc)"),
     # ---- mmap.pyx: fork, exit
     Mutant("fork leaves the parent's entries writable", _M,
-           "                        entry &= ~<uint64_t>PTE_RW\n"
-           "                        pte[0] = entry\n",
-           "                        entry &= ~<uint64_t>PTE_RW\n"),
+           "        entry &= ~<uint64_t>PTE_RW\n        pte[0] = entry\n",
+           "        entry &= ~<uint64_t>PTE_RW\n"),
     Mutant("fork leaves the host's mappings writable", _M,
            "                tlb_protect_locked(parent, slot.start, slot.end, HOST_READ,"
            " parent.nr_pins != 0)", "                pass"),
@@ -61,14 +60,14 @@ _KERNEL = (
     Mutant("fork leaves guarded shared memory out", _M,
            "(vma.anon_vma != NULL or vma.vm_flags & VM_MAYBE_GUARD)", "(vma.anon_vma != NULL)"),
     Mutant("fork does not count a mapping", _M,
-           "                            page_dup_rmap(pfn_to_page(parent.mmu.m, pte_pfn(entry)))\n"
-           "                            child", "                            child"),
-    Mutant("fork forgets a VMA's last page", _M, "        while addr < slot.end:",
-           "        while addr < slot.end - PAGE_SIZE:"),
+           "            page_dup_rmap(pfn_to_page(parent.mmu.m, pte_pfn(entry)))\n"
+           "            child", "            child"),
+    Mutant("fork forgets a VMA's last page", _M,
+           "pte_first(&c, parent, slot.start, slot.end, True)",
+           "pte_first(&c, parent, slot.start, slot.end - PAGE_SIZE, True)"),
     Mutant("fork leaves guard regions behind", _M,
-           "                child_table[(addr >> PAGE_SHIFT) & 511] = entry",
-           "                if pte_present(entry): child_table[(addr >> PAGE_SHIFT) & 511] "
-           "= entry"),
+           "        set_pte_locked(child, table", "        if pte_present(entry): set_pte_locked("
+           "child, table"),
     Mutant("an exit leaves its frames mapped", _M,
            "    zap_range_locked(mm, 0, <uint64_t>TASK_SIZE, NULL, True)\n", ""),
     # ---- commit.pyx
@@ -94,14 +93,12 @@ _KERNEL = (
            "zap_range_locked(mm, step.start, step.end, NULL, True)",
            "zap_range_locked(mm, step.start, step.end - PAGE_SIZE, NULL, True)"),
     Mutant("mremap leaves what the host had at the old place", _C,
-           "    tlb_flush_locked(mm, old, end)\n", ""),
-    Mutant("mremap keeps the old entries", _C, "                clear_pte_locked(mm, pte)\n"
-           "                if pte_present(entry):\n                    entry |= PTE_SOFT_DIRTY",
-           "                if pte_present(entry):\n                    entry |= PTE_SOFT_DIRTY"),
-    Mutant("mremap moves no guard regions", _C, "            if entry != 0:\n                to =",
-           "            if pte_present(entry):\n                to ="),
-    Mutant("mremap forgets the last page", _C, "    cdef uint64_t end = old + length\n",
-           "    cdef uint64_t end = old + length - PAGE_SIZE\n"),
+           "    tlb_flush_locked(mm, old, old + length)\n", ""),
+    Mutant("mremap keeps the old entries", _C, "        clear_pte_locked(mm, pte)\n", ""),
+    Mutant("mremap moves no guard regions", _C, "        set_pte_locked(mm, to, entry)",
+           "        if pte_present(entry): set_pte_locked(mm, to, entry)"),
+    Mutant("mremap forgets the last page", _C, "pte_first(&c, mm, old, old + length, True)",
+           "pte_first(&c, mm, old, old + length - 4096, True)"),
     Mutant("a split VMA forgets that it faulted", _C,
            "    if source != NULL and vma.anon_vma == NULL:", "    if False:"),
     Mutant("a split VMA forgets that it was forked", _C, "        vma.forked = source.forked\n",

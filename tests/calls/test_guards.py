@@ -12,9 +12,12 @@ from realmem.layout import (
     MADV_DONTNEED,
     MADV_GUARD_INSTALL,
     MADV_GUARD_REMOVE,
+    MADV_REMOVE,
     MAP_ANONYMOUS,
     MAP_FIXED,
     MAP_PRIVATE,
+    MAP_SHARED,
+    MREMAP_MAYMOVE,
     PAGE_SIZE,
     PROT_READ,
     PROT_WRITE,
@@ -70,3 +73,21 @@ def test_guards_are_inherited(real):
     child.write(a, b"x")
     with pytest.raises(SegmentationFault):
         p.read(a, 1)
+
+
+@pytest.mark.conformance("GD-11")
+def test_guards_over_a_hole_in_their_object(real):
+    p = real
+    a = p.mmap(None, 3 * P, RW, MAP_SHARED | MAP_ANONYMOUS)
+    p.write(a, b"x" * 3 * P)
+    p.madvise(a + P, P, MADV_GUARD_INSTALL)
+    b = p.mremap(a, 0, 3 * P, MREMAP_MAYMOVE)
+    for by in (b, a):                       # through another mapping, and through their own
+        p.write(b, b"y" * 3 * P)
+        p.madvise(by, 3 * P, MADV_REMOVE)
+        assert p.read(b, 3 * P) == bytes(3 * P)
+        assert guards(p, a, 3) == [False, True, False]
+    with pytest.raises(SegmentationFault):
+        p.read(a, 2 * P)
+    p.madvise(a, 3 * P, MADV_GUARD_REMOVE)
+    assert p.read(a, 3 * P) == bytes(3 * P)

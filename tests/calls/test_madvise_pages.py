@@ -11,6 +11,7 @@ from realmem.layout import (
     MADV_DONTFORK,
     MADV_DONTNEED,
     MADV_KEEPONFORK,
+    MADV_PAGEOUT,
     MADV_POPULATE_READ,
     MADV_POPULATE_WRITE,
     MADV_REMOVE,
@@ -100,3 +101,18 @@ def test_cold(real):
     p.madvise(a, 4 * P, MADV_COLD)
     assert "Referenced:            0 kB" in p.smaps()
     assert p.read(a, 4 * P) == b"x" * 4 * P and p.rss == 4
+
+
+@pytest.mark.conformance("MA-34")
+@pytest.mark.parametrize("advice", [MADV_COLD, MADV_PAGEOUT])
+def test_what_others_use_too_is_left_alone(real, advice):
+    p = real
+    a = p.mmap(None, 4 * P, RW, ANON)
+    p.write(a, b"x" * 4 * P)
+    child = p.fork()
+    p.write(a, b"y")                        # the first page is its own again
+    for one, referenced in ((p, 12 if advice == MADV_COLD else 16), (child, 16)):
+        one.madvise(a + P if one is child else a, 3 * P if one is child else 4 * P, advice)
+        assert one.rss == 4
+        assert f"Referenced:           {referenced} kB" in one.smaps()
+    assert p.read(a, 4 * P) == b"y" + b"x" * (4 * P - 1) and child.read(a, 4 * P) == b"x" * 4 * P

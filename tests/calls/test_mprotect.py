@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from pathlib import Path
 
 import pytest
 from fake_pages import refused, spans
@@ -12,6 +13,7 @@ from realmem.layout import (
     MAP_FIXED,
     MAP_GROWSDOWN,
     MAP_PRIVATE,
+    MAP_SHARED,
     PAGE_SIZE,
     PROT_GROWSDOWN,
     PROT_GROWSUP,
@@ -58,6 +60,18 @@ def test_mprotect_changes_what_comes_before_a_hole(p):
     assert spans(p, a, "prot") == [(0, 2, PROT_READ), (3, 4, RW)]
     refused(errno.ENOMEM, p.mprotect, a + 2 * P, 2 * P, PROT_READ)
     assert spans(p, a, "prot") == [(0, 2, PROT_READ), (3, 4, RW)]
+
+
+@pytest.mark.conformance("MP-05")
+def test_shared_memory_of_what_was_opened_for_reading(p):
+    with Path("/dev/zero").open("rb") as file:
+        a = p.mmap(None, 2 * P, PROT_READ, MAP_SHARED, file)
+        b = p.mmap(None, 2 * P, PROT_READ, MAP_PRIVATE, file)
+    for prot in (PROT_WRITE, RW):
+        refused(errno.EACCES, p.mprotect, a, P, prot)
+    assert p.find_vma(a).prot == PROT_READ and p.find_vma(a).end == a + 2 * P
+    p.mprotect(b, 2 * P, RW)                # a private copy may be written
+    assert p.find_vma(b).prot == RW
 
 
 def test_mprotect_growsdown_takes_the_whole_stack(p):

@@ -22,6 +22,7 @@ from realmem.layout import (
     PROT_WRITE,
     TASK_SIZE,
 )
+from realmem.mm.vma import VM_DONTEXPAND, VM_MAYREAD, VM_PFNMAP, VM_READ, Vma
 
 P = PAGE_SIZE
 RW = PROT_READ | PROT_WRITE
@@ -294,3 +295,37 @@ def test_too_many_vmas(p, base):
     refused(errno.ENOMEM, p.mremap, base, P, P, TO, base + 64 * P)
     p.munmap(base + 12 * P, P)
     assert p.mremap(base, P, P, TO, base + 64 * P) == base + 64 * P
+
+
+def put(p, base, pages, flags, pgoff=None):
+    """Map what no call here can: as a driver would, or at an odd offset."""
+
+    def planner(plan):
+        plan.insert(Vma(base, base + pages * P, flags, pgoff))
+        plan.account(flags, pages)
+
+    p.mm.change(planner)
+
+
+@pytest.mark.conformance("MR-25")
+@pytest.mark.parametrize("special", [VM_DONTEXPAND, VM_PFNMAP])
+def test_drivers_mappings_do_not_grow(p, base, special):
+    put(p, base, 2, VM_READ | VM_MAYREAD | special)
+    refused(errno.EINVAL, p.mremap, base, 2 * P, 2 * P, LEAVE)
+    for how in (0, MOVE):
+        refused(errno.EFAULT, p.mremap, base, 2 * P, 3 * P, how)
+    refused(errno.EFAULT, p.mremap, base, 2 * P, 3 * P, TO, base + 16 * P)
+    assert spans(p, base) == [(0, 2)]
+    assert p.mremap(base, 2 * P, P) == base                 # it may shrink, and move
+    assert p.mremap(base, P, P, TO, base + 16 * P) == base + 16 * P
+    assert spans(p, base) == [(16, 17)]
+
+
+@pytest.mark.conformance("MR-26")
+def test_offsets_do_not_wrap_around(p, base):
+    """As vm_pgoff stands in 64 bits; x86-64's calls themselves give no more than 52."""
+    put(p, base, 1, VM_READ | VM_MAYREAD, (1 << 64) - 3)
+    for how in (0, MOVE):
+        refused(errno.EINVAL, p.mremap, base, P, 3 * P, how)
+    assert p.mremap(base, P, 2 * P) == base
+    assert spans(p, base) == [(0, 2)]

@@ -16,6 +16,8 @@ TWINS = """
     import collections, random, time
 
     PAGES = 48
+    THERE = 0x101               # present, or present and nobody may look (PROT_NONE)
+    DIRTY = 0x40
 
     class Interrupt(BaseException):
         pass
@@ -45,11 +47,10 @@ TWINS = """
 
     def state(p, arena):
         vmas = [(v.start, v.end, v.prot, v.flags, v.locked, sorted(v.vm_flags)) for v in p.vmas]
-        present, data = [], []
+        present, data, walk = [], [], p.mm.core.walk        # p.walk() spells each level out
         for start, end, prot, *_ in vmas:
-            # 0x100: there, and nobody may look (PROT_NONE).
-            present.append([step.raw & 0x101 != 0 and "dirty" in step.decoded["flags"] for step in
-                            (p.walk(at)[-1] for at in range(start, end, PAGE))])
+            present.append([raw & THERE != 0 and raw & DIRTY != 0 for *_, raw in
+                            (walk(at)[-1] for at in range(start, end, PAGE))])
             try:
                 data.append(p.read(start, end - start) if prot & PROT_READ else None)
             except BusError as error:           # mremap made it longer than its object
@@ -168,15 +169,15 @@ TWINS = """
             points["exit"] += settle(p, {c.pid for c in p.children})
             settle(q, ())
             scribble(rng, p, q)
-            if turn % CHECK == 0:
-                machine.check()
-                assert len(machine.processes) == 3
+            machine.check()
+            assert len(machine.processes) == 3
         machine.check()
         for one in (p, q, init):
             one.exit()
         machine.check()
         assert not machine.processes and machine.hoststat["host_vmas"] == 0
-    print(dict(points), dict(done), turn)
+    print(sum(points.values()), "points:", dict(points), "done:", dict(done), turn, "calls")
+    assert sum(points.values()) >= POINTS, "the time was over before"
     wanted = {"mmap", "munmap", "mprotect", "brk", "fork", "exit",
               "mremap", "madvise", "mlock", "munlock"}
     missing = wanted - set(points)
@@ -184,17 +185,17 @@ TWINS = """
 """
 
 
-def run(child: Run, seed: int, points: int, limit: float, check: int) -> str:
-    head = f"SEED, POINTS, LIMIT, CHECK = {seed}, {points}, {limit}, {check}\n"
-    done = child(head + textwrap.dedent(TWINS), timeout=int(limit) + 120)
-    return str(done.stdout)
+def run(child: Run, seed: int, points: int) -> str:
+    limit = 60 + points // 50           # for a machine that is busy with other things
+    head = f"SEED, POINTS, LIMIT = {seed}, {points}, {limit}\n"
+    return str(child(head + textwrap.dedent(TWINS), timeout=limit + 60).stdout)
 
 
 @pytest.mark.parametrize("seed", [1])
 def test_each_call_is_done_or_is_not(child, seed) -> None:
-    run(child, seed, 250, 6, 20)
+    run(child, seed, 300)
 
 
 @pytest.mark.slow
 def test_at_ten_thousand_points(child, soak_factor) -> None:
-    print(run(child, 7, int(min(1000 * soak_factor, 10_000)), 20 * soak_factor, 50))
+    print(run(child, 7, int(10_000 * soak_factor)))

@@ -51,7 +51,8 @@ class Machine:
     :param page_owner: remember where each block was allocated.
     :param slab_debug: which slab caches are debugged, in the syntax of Linux's boot option:
         ``"FZPU"``, ``"FZ,kmalloc-*,dentry;P,inode_cache"``; see realmem.slab_debug.
-    :param debug: 1 balances the counters after each operation, 2 recounts everything.
+    :param debug: 1 balances the counters after each operation, 2 recounts everything; with
+        either, changes of processes' VMAs come to what was planned.
     :param mlock: keep the host from swapping the memory.
     :param window: host address space a process, a power of two from 1G; halved when refused.
     :param host_vmas: budget of host VMAs for windows; None is half of ``vm.max_map_count``.
@@ -158,6 +159,7 @@ class Machine:
             raise
         if page_owner:
             self._allocator.track_owners()
+        self._debug = debug
         self._bind(debug)
 
     def nr_cpus_of(self, nid: int) -> int:
@@ -418,7 +420,12 @@ class Machine:
             from realmem.paging import Paging
 
             paging = Paging(
-                self._allocator, self._pool, *self._windows, self.sysctl.settings, self.thp
+                self._allocator,
+                self._pool,
+                *self._windows,
+                self.sysctl.settings,
+                self.thp,
+                self._debug,
             )
             with self._making:
                 if self._paging is None:

@@ -28,6 +28,7 @@ class Paging:
     :param host_vmas: budget of host VMAs; None is half of the host's ``vm.max_map_count``.
     :param settings: the machine's sysctls, which the kernel side is told of.
     :param thp: which folios it may fault in, likewise.
+    :param debug: from 1 on, what changes of VMAs come to is compared with what was planned.
     :ivar window: bytes of host address space a process.
     """
 
@@ -39,12 +40,14 @@ class Paging:
         host_vmas: int | None,
         settings: VmSettings,
         thp: ThpSettings,
+        debug: int = 0,
     ) -> None:
         self.settings = settings
         self.thp = thp
         self._core = core
         self._pool = pool
         self.window = window
+        self._debug = debug
         self._vma_budget = default_vma_budget() if host_vmas is None else host_vmas
         self._lock = threading.Lock()
         self.mmu: Mmu | None = None
@@ -74,7 +77,9 @@ class Paging:
         faults.install()
         with self._lock:
             if self.mmu is None:
-                self.mmu = Mmu(self._core, self._pool.fds, self._vma_budget)
+                self.mmu = Mmu(
+                    self._core, self._pool.fds, self._vma_budget, self._debug > 0
+                )
             if self.settings.mmu is not self.mmu:
                 self.settings.attach(self.mmu)
                 self.thp.attach(self.mmu)

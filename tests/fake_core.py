@@ -268,6 +268,6 @@ def as_process(kind):
         return
     from realmem.machine import Machine
 
-    with Machine(nodes=1, memory="64M", window="1G") as machine:
+    with Machine(nodes=1, memory="64M", window="1G", debug=1) as machine:
         yield machine.spawn()
         machine.check()

@@ -6,5 +6,6 @@ cdef class Mmu:
     cdef mmu_struct u
     cdef readonly MachineCore core
     cdef dict shmems            # Shmem that no VMA maps yet, weakly, by inode
+    cdef bint verify            # compare what changes come to with what was planned
 
     cdef bint is_ours(self)

@@ -107,13 +107,15 @@ cdef class Mmu:
     :param core: the machine.
     :param fds: memfd of each node, -1 for one without memory.
     :param vma_budget: host VMAs that windows may take.
+    :param verify: compare what each change of VMAs came to with what was planned.
     :raises OutOfMemory: no frames.
     """
 
-    def __cinit__(self, MachineCore core, fds, int64_t vma_budget):
+    def __cinit__(self, MachineCore core, fds, int64_t vma_budget, bint verify=False):
         cdef int nid
         core.alive()
         self.core = core
+        self.verify = verify
         self.u.m = core.m
         self.u.vma_budget = vma_budget
         for nid in range(core.m.nr_nodes):
@@ -383,14 +385,17 @@ cdef class AddressSpace:
             takes over, or -1.  ``("zap", start, end)``, ``("protect", start, end)``,
             ``("move", old, new, length)``, ``("lock", start, end, on)``.
         :param tree: the VMAs after it, for ``self.tree``.
-        :param deltas: what the counters are expected to change by; counted here anew.
+        :param deltas: what the counters are to change by, as planned: they are counted here
+            anew, and compared with that where the machine was made to (``debug=1``).
         :param generation: ``self.generation`` as it was planned.
         :param charge: pages that overcommit has to allow.
         :return: False, and nothing changed: a fault has changed a VMA since, plan again.
         :raises OSError: ENOMEM, and nothing changed.
+        :raises InvariantError: made, but the counters are not what was planned.
         """
         cdef int64_t n = len(steps), nr_vmas = 0, i, j
         cdef int rc
+        cdef tuple before = self.counters if self.mmu.verify else None
         cdef mm_step* log
         cdef new_vma* vmas = NULL
         cdef list objects = []
@@ -432,7 +437,19 @@ cdef class AddressSpace:
         if rc == -EAGAIN:
             return False
         self.check_rc(rc)
+        if before is not None:
+            self.verify(before, deltas, generation)
         return True
+
+    # No stack grew since the plan was made, or this would not have been committed; where none
+    # has grown since then either, nobody but the commit has counted.
+    cdef int verify(self, tuple before, deltas, uint64_t generation) except -1:
+        cdef tuple after = self.counters
+        planned = tuple([count + delta for count, delta in zip(before, deltas)])
+        if after != planned and self.mm.generation == generation:
+            raise InvariantError(f"pid {self.pid}: a change was to make total_vm and its kin "
+                                 f"{planned}, they are {after}")
+        return 0
 
     @property
     def generation(self):

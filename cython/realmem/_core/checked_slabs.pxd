@@ -17,3 +17,6 @@ cdef void* alloc_checked(SlabAllocator allocator, kmem_cache* s, uint32_t gfp, i
 # none or was written beyond; it stays Python's then.
 cdef int free_checked(SlabAllocator allocator, kmem_cache* s, uint64_t addr,
                       uint32_t handle) except -1
+
+# Free an object if it is of a debugged cache; whether it was.
+cdef bint free_debugged(SlabAllocator allocator, uint64_t addr) except -1

@@ -10,7 +10,7 @@ from realmem._kernel.slab_debug cimport (
 from realmem._kernel.slab_log cimport (
     finding, slab_log_lost, slab_log_take, slab_log_waiting, track,
 )
-from realmem._kernel.slab_types cimport SLAB_STORE_USER, kmem_cache
+from realmem._kernel.slab_types cimport SLAB_DEBUG_FLAGS, SLAB_STORE_USER, kmem_cache
 
 from realmem.errors import AllocatorError
 
@@ -24,13 +24,18 @@ cdef uint32_t caller(SlabAllocator allocator, const kmem_cache* s) except? 0xFFF
     return handle
 
 
-cdef void* alloc_checked(SlabAllocator allocator, kmem_cache* s, uint32_t gfp, int nid,
-                         uint64_t orig_size, uint32_t handle) except? NULL:
+cdef inline slab_user asker(uint32_t handle):
     cdef slab_user who
-    cdef void* object
     who.addr = FROM_PYTHON
     who.handle = handle
     who.refused = 0
+    return who
+
+
+cdef void* alloc_checked(SlabAllocator allocator, kmem_cache* s, uint32_t gfp, int nid,
+                         uint64_t orig_size, uint32_t handle) except? NULL:
+    cdef slab_user who = asker(handle)
+    cdef void* object
     object = debug_alloc(s, gfp, nid, orig_size, &who)
     if who.refused:
         if object != NULL:
@@ -46,7 +51,7 @@ cdef void* alloc_checked(SlabAllocator allocator, kmem_cache* s, uint32_t gfp, i
 
 cdef int free_checked(SlabAllocator allocator, kmem_cache* s, uint64_t addr,
                       uint32_t handle) except -1:
-    cdef slab_user who
+    cdef slab_user who = asker(handle)
     cdef kmem_cache* owner = cache_of(allocator.m, <void*>addr)
     try:
         allocator.take_back(s, addr)
@@ -56,9 +61,6 @@ cdef int free_checked(SlabAllocator allocator, kmem_cache* s, uint64_t addr,
         name = allocator.name_at(s if s != NULL else owner)
         debug_refuse(allocator.m, s, <void*>addr)
         raise AllocatorError(f"{error}\n{allocator.collect(name)}".rstrip()) from None
-    who.addr = FROM_PYTHON
-    who.handle = handle
-    who.refused = 0
     debug_free(allocator.m, s, <void*>addr, &who)
     if who.refused:
         allocator.hand_out(<void*>addr)
@@ -69,6 +71,16 @@ cdef int free_checked(SlabAllocator allocator, kmem_cache* s, uint64_t addr,
     if slab_log_waiting(allocator.m):
         allocator.collect(None)
     return 0
+
+
+cdef bint free_debugged(SlabAllocator allocator, uint64_t addr) except -1:
+    cdef kmem_cache* s = cache_of(allocator.m, <void*>addr)
+    cdef uint32_t handle
+    if s == NULL or not s.flags & SLAB_DEBUG_FLAGS:
+        return False
+    handle = caller(allocator, s)
+    free_checked(allocator, NULL, addr, handle)
+    return True
 
 
 def take_findings(SlabAllocator allocator not None):

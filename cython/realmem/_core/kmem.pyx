@@ -7,7 +7,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from realmem._core.arguments cimport as_gfp, as_int, as_size
-from realmem._core.checked_slabs cimport alloc_checked, caller, free_checked
+from realmem._core.checked_slabs cimport alloc_checked, caller, free_debugged
 from realmem._core.slabs cimport SlabAllocator
 from realmem._kernel.fault_inject cimport should_fail
 from realmem._kernel.kmalloc cimport (
@@ -134,20 +134,10 @@ cdef class Kmalloc:
             self.slabs.usable()
         if unlikely(at == 0 or at == ZERO_SIZE_PTR):
             return
-        if unlikely(self.slabs.state.nr_debugged != 0) and self.free_debugged(at):
+        if unlikely(self.slabs.state.nr_debugged != 0) and free_debugged(self.slabs, at):
             return
         self.slabs.take_back(NULL, at)
         kfree(self.slabs.m, <void*>at)
-
-    # Whether the object was of a debugged cache.
-    cdef bint free_debugged(self, uint64_t addr) except -1:
-        cdef kmem_cache* s = cache_of(self.slabs.m, <void*>addr)
-        cdef uint32_t handle
-        if s == NULL or not s.flags & SLAB_DEBUG_FLAGS:
-            return False
-        handle = caller(self.slabs, s)
-        free_checked(self.slabs, NULL, addr, handle)
-        return True
 
     def ksize(self, addr):
         """
@@ -208,7 +198,7 @@ cdef class Kmalloc:
         memcpy(<void*>moved, <void*>addr, get_orig_size(s, <void*>addr) if has_orig_size(s)
                else slab_ksize(s))
         try:
-            self.free_debugged(addr)
+            free_debugged(self.slabs, addr)
         except AllocatorError:
             self.kfree(moved)
             raise

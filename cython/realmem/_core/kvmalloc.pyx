@@ -5,12 +5,10 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from realmem._core.arguments cimport as_gfp, as_int, as_size
-from realmem._core.checked_slabs cimport caller, free_checked
+from realmem._core.checked_slabs cimport free_debugged
 from realmem._core.slabs cimport SlabAllocator
 from realmem._core.vmalloc cimport VmallocSpace
 from realmem._kernel.kmalloc cimport ZERO_SIZE_PTR, kfree, kmalloc, kmalloc_node
-from realmem._kernel.slab_debug cimport cache_of
-from realmem._kernel.slab_types cimport SLAB_DEBUG_FLAGS, kmem_cache
 from realmem._kernel.vmem cimport KVMALLOC_MAX_SIZE, kmalloc_gfp_adjust
 from realmem.types cimport (
     GFP_DIRECT_RECLAIM, GFP_KERNEL, GFP_ZERO, MAX_PAGE_ORDER, PAGE_SIZE,
@@ -80,15 +78,11 @@ cdef class KvMalloc:
         :raises AllocatorError: not such an address, or freed already; nothing is changed.
         """
         cdef uint64_t at = 0 if addr is None else <uint64_t>as_int(addr, "addr")
-        cdef kmem_cache* s
         self.slabs.usable()
         if self.area.covers(at):
             self.area.vfree(at)
         elif at > ZERO_SIZE_PTR:
-            if self.slabs.state.nr_debugged != 0:
-                s = cache_of(self.slabs.m, <void*>at)
-                if s != NULL and s.flags & SLAB_DEBUG_FLAGS:
-                    free_checked(self.slabs, NULL, at, caller(self.slabs, s))
-                    return
+            if self.slabs.state.nr_debugged != 0 and free_debugged(self.slabs, at):
+                return
             self.slabs.take_back(NULL, at)
             kfree(self.slabs.m, <void*>at)

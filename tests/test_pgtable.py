@@ -5,8 +5,9 @@ from __future__ import annotations
 import ctypes
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from soak import examples
 
 from realmem.layout import (
     MAP_ANONYMOUS,
@@ -45,7 +46,7 @@ def leaf(process, addr: int) -> int:
     return step.raw & ~HOST
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     st.lists(
         st.one_of(st.integers(0, 1023), st.integers(0, (14 << 30 >> 12) - 1)),

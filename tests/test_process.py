@@ -8,8 +8,9 @@ import mmap as host_mmap
 import threading
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from soak import examples
 
 import realmem
 from realmem import process as process_module
@@ -171,7 +172,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(steps)
 def test_processes_against_plain_dicts(machine, plan):
     """Each process is a dict of page contents in the model; machine.check() after each step."""

@@ -7,8 +7,9 @@ import threading
 import time
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
+from soak import examples
 from threads import storm
 
 from realmem.errors import AllocatorError, InvariantError, OutOfMemory
@@ -176,7 +177,7 @@ def most_kept(machine, min_pages: int) -> int:
 
 
 @pytest.mark.conformance("QL-05")
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(n=st.integers(0, 300), min_pages=st.integers(0, 320), max_free=st.integers(0, 320))
 def test_trim(machine, n, min_pages, max_free):
     process = with_tables(machine, n)
@@ -256,7 +257,7 @@ def test_two_threads(machine):
     machine.check()
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(ops=st.lists(st.tuples(st.sampled_from(["spawn", "exit", "unmap", "trim", "drain"]),
                               st.integers(0, 9)), max_size=30))
 def test_nothing_is_lost(machine, ops):

@@ -6,8 +6,9 @@ import errno
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from soak import examples
 
 import realmem as rm
 from realmem import (
@@ -182,7 +183,7 @@ steps = st.lists(
               st.integers(0, 1535), st.integers(1, 700), st.integers(1, 255)), max_size=25)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(steps)
 def test_contents_against_plain_dicts(steps):
     """With all orders on, nothing reads other than without."""

@@ -6,8 +6,9 @@ import ctypes
 import itertools
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
+from soak import examples
 from threads import storm
 
 import realmem as rm
@@ -280,7 +281,7 @@ class Model:
 
 
 @pytest.mark.conformance("VL-12", "VL-13")
-@settings(max_examples=60, suppress_health_check=SHARED)
+@examples(60, suppress_health_check=SHARED)
 @given(ops=st.lists(st.one_of(
     st.tuples(st.just("alloc"), st.integers(1, 60), st.sampled_from([0, 0, 0, 13, 16, 20])),
     st.tuples(st.just("free"), st.integers(0, 99), st.just(0)),

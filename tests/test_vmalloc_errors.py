@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
+from soak import examples
 
 import realmem as rm
 from realmem.layout import PAGE_SIZE
@@ -177,7 +178,7 @@ def test_no_memory_midway(machine):
 
 
 @pytest.mark.conformance("VL-10")
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(nth=st.integers(1, 40), pages=st.integers(1, 1200), zero=st.booleans())
 def test_every_failure_gives_everything_back(machine, nth, pages, zero):
     """Whichever call of the page allocator fails: an area of its own frames, or a mapping."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from relatives import Relatives
+from soak import examples
 
 import realmem as rm
 from realmem import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, PAGE_SIZE, PROT_READ, PROT_WRITE
@@ -59,13 +60,13 @@ EVERYTHING = ("private", "shared", "munmap", "mprotect", "store", "store", "stor
               "flush", "fork", "fork", "exit", "dontneed", "remove", "mremap")
 
 
-@settings(max_examples=150)
+@examples(150)
 @given(steps=calls(*EVERYTHING, pages=48, longest=12))
 def test_contents_and_mappings(machine, steps):
     run(machine, steps, 48)
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(steps=calls("shared", "store", "store", "load", "fork", "fork", "exit", "remove", "munmap",
                    "flush", "mprotect", pages=16, longest=6))
 def test_shared_memory_of_relatives(machine, steps):
@@ -73,7 +74,7 @@ def test_shared_memory_of_relatives(machine, steps):
     run(machine, [("shared", 0, 0, 16, 0), ("fork", 0, 0, 0, 0), *steps], 16)
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(data=st.data())
 def test_folios(folios, data):
     """Stores bring many pages at once: none of them is another's, parts of them go and stay."""
@@ -87,7 +88,7 @@ def test_folios(folios, data):
 # ---- the index of VMAs ----
 
 
-@settings(max_examples=6)
+@examples(6)
 @given(
     rounds=st.lists(
         st.tuples(st.integers(0, 5999), st.integers(1, 4000), st.integers(0, 100),
@@ -130,7 +131,7 @@ def test_thousands_of_vmas_in_one_change(machine, rounds):
         p.exit()
 
 
-@settings(max_examples=3)
+@examples(3)
 @given(rng=st.randoms(use_true_random=False))
 def test_single_vmas_in_random_order(machine, rng):
     p = machine.spawn()

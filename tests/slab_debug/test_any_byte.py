@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from slab_bytes import (
     ALL,
@@ -20,6 +20,7 @@ from slab_bytes import (
     layout,
     put,
 )
+from soak import examples
 
 from realmem import SLAB
 
@@ -74,7 +75,7 @@ def test_any_guarded_byte_is_found_named_and_restored(machine, size, flags, free
     cache.destroy()
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(size=st.integers(100, 300), flags=FLAGS, garbage=st.integers(0, 2**64 - 1),
        data=st.data())
 def test_any_free_pointer_is_survived(machine, size, flags, garbage, data):

@@ -117,6 +117,16 @@ class ThpSettings:
         allocated, fallen_back = self._mmu.folio_counts
         return list(allocated), list(fallen_back)
 
+    def events(self) -> dict[str, int]:
+        """Give what happened to huge pages, by the names in ``/proc/vmstat``."""
+        allocated, fallen_back = self.counts()
+        events: dict[str, int] = {} if self._mmu is None else self._mmu.huge_events
+        return {
+            "thp_fault_alloc": allocated[PMD_ORDER],
+            "thp_fault_fallback": fallen_back[PMD_ORDER],
+            **events,
+        }
+
 
 def choices(words: tuple[str, ...], chosen: str) -> str:
     """Write a switch as sysfs does: ``always [madvise] never``."""

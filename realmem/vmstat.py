@@ -116,6 +116,8 @@ def node_counters(machine: Any, nid: int) -> dict[str, int]:
     frames = machine._allocator.frame_stat(nid)
     counters = dict.fromkeys(NODE_STAT_ITEMS, 0)
     counters["nr_anon_pages"] = frames["anon"]
+    # mm/vmstat.c:vmstat_item_print_in_thp()
+    counters["nr_anon_transparent_hugepages"] = frames["anon_huge"] >> PMD_ORDER
     counters["nr_shmem"] = counters["nr_file_pages"] = frames["shmem"]
     counters["nr_mapped"] = frames["mapped"]
     # Nothing ages pages yet: what may be evicted stands where new pages begin.
@@ -133,7 +135,7 @@ _EVENTS_OF_THE_MACHINE = frozenset(VM_EVENT_ITEMS) - frozenset(_of_zones("pgallo
 _FRAME_ITEMS = frozenset(
     """
     nr_anon_pages nr_shmem nr_file_pages nr_mapped nr_inactive_anon nr_unevictable nr_mlock
-    nr_page_table_pages nr_slab_reclaimable nr_slab_unreclaimable
+    nr_page_table_pages nr_slab_reclaimable nr_slab_unreclaimable nr_anon_transparent_hugepages
     """.split()
 )
 
@@ -168,16 +170,8 @@ def read_vmstat(machine: Any, frames: bool = True) -> dict[str, int]:
     for name, count in machine._allocator.events().items():
         if name in counters:  # the others are hoststat's
             counters[name] = count
-    counters.update(_thp_events(machine))
+    counters.update(machine.thp.events())
     return counters
-
-
-def _thp_events(machine: Any) -> dict[str, int]:
-    allocated, fallen_back = machine.thp.counts()
-    return {
-        "thp_fault_alloc": allocated[PMD_ORDER],
-        "thp_fault_fallback": fallen_back[PMD_ORDER],
-    }
 
 
 def total_reserve(zones: Iterable[ZoneStat]) -> int:
@@ -212,8 +206,8 @@ class VmStat(Mapping[str, int]):
 
     def __getitem__(self, name: str) -> int:
         self._machine._allocator.check_alive()
-        if name.startswith("thp_fault"):
-            return _thp_events(self._machine).get(name, 0)
+        if name.startswith("thp_"):
+            return int(self._machine.thp.events().get(name, 0))
         if name in _EVENTS_OF_THE_MACHINE:  # looked up most, and cheap on their own
             return int(self._machine._allocator.events().get(name, 0))
         return read_vmstat(self._machine, name in _FRAME_ITEMS)[name]

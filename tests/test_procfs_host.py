@@ -192,7 +192,8 @@ class OneNode:
         @staticmethod
         def frame_stat(nid):
             return dict.fromkeys(
-                ("anon", "shmem", "mapped", "mlocked", "table", "slab", "slab_reclaimable"), 0)
+                ("anon", "anon_huge", "shmem", "mapped", "mlocked", "table", "slab",
+                 "slab_reclaimable"), 0)
 
 
 @pytest.mark.parametrize(

@@ -63,8 +63,8 @@ _KERNEL = (
            "            page_dup_rmap(pfn_to_page(parent.mmu.m, pte_pfn(entry)))\n"
            "            child", "            child"),
     Mutant("fork forgets a VMA's last page", _M,
-           "pte_first(&c, parent, slot.start, slot.end, True)",
-           "pte_first(&c, parent, slot.start, slot.end - PAGE_SIZE, True)"),
+           "pte_first(&c, parent, slot.start, slot.end, PTES_READ)",
+           "pte_first(&c, parent, slot.start, slot.end - PAGE_SIZE, PTES_READ)"),
     Mutant("fork leaves guard regions behind", _M,
            "        set_pte_locked(child, table", "        if pte_present(entry): set_pte_locked("
            "child, table"),
@@ -97,8 +97,8 @@ _KERNEL = (
     Mutant("mremap keeps the old entries", _C, "        clear_pte_locked(mm, pte)\n", ""),
     Mutant("mremap moves no guard regions", _C, "        set_pte_locked(mm, to, entry)",
            "        if pte_present(entry): set_pte_locked(mm, to, entry)"),
-    Mutant("mremap forgets the last page", _C, "pte_first(&c, mm, old, old + length, True)",
-           "pte_first(&c, mm, old, old + length - 4096, True)"),
+    Mutant("mremap forgets the last page", _C, "pte_first(&c, mm, old, old + length, PTES_ALIKE",
+           "pte_first(&c, mm, old, old + length - 4096, PTES_ALIKE"),
     Mutant("a split VMA forgets that it faulted", _C,
            "    if source != NULL and vma.anon_vma == NULL:", "    if False:"),
     Mutant("a split VMA forgets that it was forked", _C, "        vma.forked = source.forked\n",

@@ -95,8 +95,8 @@ class MemoryMap:
         return self.low + HEAP_GAP
 
     def disable_thp(self, how: int) -> None:
-        """Set ``thp_disabled``, for faults too; what is excepted for advice they decide anyway."""
-        self.core.set_thp_disabled(how == 1)
+        """Set ``thp_disabled``, for faults too."""
+        self.core.set_thp_disabled(how)
         self.thp_disabled = how
 
     def capable(self, name: str) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from realmem.layout import (
     MADV_COLD,
+    MADV_COLLAPSE,
     MADV_DONTNEED,
     MADV_DONTNEED_LOCKED,
     MADV_FREE,
@@ -19,6 +20,7 @@ from realmem.layout import (
     MADV_REMOVE,
     MADV_WILLNEED,
 )
+from realmem.mm.collapse import collapse
 from realmem.mm.plan import fail
 from realmem.mm.vma import VM_LOCKED, VM_MAYWRITE, VM_PFNMAP, VM_SHARED, VM_SPECIAL, Vma
 
@@ -84,6 +86,7 @@ PAGE_ADVICE: Mapping[int, Rule] = {
     MADV_REMOVE: _remove,
     MADV_FREE: _unless(VM_LOCKED | VM_PFNMAP, _free),
     MADV_GUARD_INSTALL: _unless(VM_LOCKED | VM_SPECIAL, _madvise("guard_install")),
+    MADV_COLLAPSE: collapse,
     MADV_GUARD_REMOVE: _unless(VM_SPECIAL, _madvise("guard_remove")),
 }
 """Advice to the rule that gives what is to be done in one VMA."""

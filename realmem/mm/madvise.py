@@ -28,7 +28,6 @@ from realmem.layout import (
 from realmem.mm.advice_flags import FLAG_ADVICE
 from realmem.mm.advice_pages import PAGE_ADVICE, Piece, run
 from realmem.mm.advice_sealed import may_advise
-from realmem.mm.collapse import collapse
 from realmem.mm.faultin import faultin_range
 from realmem.mm.plan import KEEP, Plan, fail
 from realmem.mm.tree import VmaTree
@@ -42,7 +41,7 @@ MAX_RW_COUNT = 0x7FFFF000
 _POPULATE = {MADV_POPULATE_READ: False, MADV_POPULATE_WRITE: True}
 _FAILURE = MADV_HWPOISON, MADV_SOFT_OFFLINE
 _REMOTE = MADV_COLD, MADV_PAGEOUT, MADV_WILLNEED, MADV_COLLAPSE
-_KNOWN = {*FLAG_ADVICE, *PAGE_ADVICE, *_POPULATE, *_FAILURE, MADV_COLLAPSE}
+_KNOWN = {*FLAG_ADVICE, *PAGE_ADVICE, *_POPULATE, *_FAILURE}
 
 
 def madvise(mm: MemoryMap, addr: int, length: int, advice: int) -> None:
@@ -190,9 +189,6 @@ def _do_pages(mm: MemoryMap, start: int, end: int, advice: int) -> None:
             def visit(vma: Vma, first: int, last: int) -> None:
                 if not may_advise(vma, advice):
                     fail(errno.EPERM, "sealed")
-                if advice == MADV_COLLAPSE:
-                    collapse(mm, vma, first, last)
-                    return
                 piece = PAGE_ADVICE[advice](mm, vma, first, last)
                 if advice == MADV_GUARD_INSTALL:
                     _mark(plan, vma, VM_MAYBE_GUARD)

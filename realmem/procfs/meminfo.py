@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from realmem.thp import PMD_ORDER
 from realmem.vmstat import NODE_STAT_ITEMS, node_counters, total_reserve
 from realmem.watermark import KB_SHIFT
 from realmem.zonestat import ZoneStat, read_node_zones, read_zones
@@ -169,12 +170,15 @@ def _slab_figures(gauges: Mapping[str, int]) -> dict[str, int]:
 
 
 def _huge_figures(gauges: Mapping[str, int]) -> dict[str, int]:
+    def kb(name: str) -> int:
+        return gauges[name] << PMD_ORDER + KB_SHIFT
+
     return {
-        "AnonHugePages": gauges["nr_anon_transparent_hugepages"] << KB_SHIFT,
-        "ShmemHugePages": gauges["nr_shmem_hugepages"] << KB_SHIFT,
-        "ShmemPmdMapped": gauges["nr_shmem_pmdmapped"] << KB_SHIFT,
-        "FileHugePages": gauges["nr_file_hugepages"] << KB_SHIFT,
-        "FilePmdMapped": gauges["nr_file_pmdmapped"] << KB_SHIFT,
+        "AnonHugePages": kb("nr_anon_transparent_hugepages"),
+        "ShmemHugePages": kb("nr_shmem_hugepages"),
+        "ShmemPmdMapped": kb("nr_shmem_pmdmapped"),
+        "FileHugePages": kb("nr_file_hugepages"),
+        "FilePmdMapped": kb("nr_file_pmdmapped"),
     }
 
 

@@ -93,11 +93,12 @@ class HostWorld:
     Processes of the kernel that this runs on.
 
     :param distance: how far below the top of the mmap area heaps begin.
+    :param thp: whether they have huge pages.
     :ivar base: where that top is.
     :ivar names: whether VMAs can be given names.
     """
 
-    def __init__(self, distance: int) -> None:
+    def __init__(self, distance: int, thp: bool = False) -> None:
         probe = Drivers(0)
         self.base = self._top(probe)
         probe.close()
@@ -105,7 +106,7 @@ class HostWorld:
         self._moved = BASE - self.base
         self._numbers: dict[str, int] = {}
         self._processes: dict[int, _Process] = {}
-        self.drivers.call(0, NR["prctl"], PR_SET_THP_DISABLE, 1, 0, 0, 0)
+        self.drivers.call(0, NR["prctl"], PR_SET_THP_DISABLE, 0 if thp else 1, 0, 0, 0)
         self.names = self.drivers.call(0, NR["prctl"], PR_SET_VMA, 0, driver.LOW, PAGE, 0) == 0
         for name, soft in LIMITS_AT_FIRST.items():
             driver.set_rlimit(self.drivers.pids[0], RLIMITS[name], soft)
@@ -292,6 +293,10 @@ class HostWorld:
         found = parse_flags(read_all(self._processes[slot].smaps).decode(), self._moved)
         return {start: flags for start, flags in found.items()
                 if start not in driver.OWN and start < 1 << 63}
+
+    def smaps(self, slot: int) -> str:
+        """Give the text of smaps."""
+        return read_all(self._processes[slot].smaps).decode()
 
     def _is_ours(self, line: str) -> bool:
         start = int(line.split("-", 1)[0], 16)

@@ -43,10 +43,15 @@ def pattern(seed: int, n: int) -> bytes:
 
 
 class RealWorld:
-    """Processes of one machine."""
+    """
+    Processes of one machine.
 
-    def __init__(self, **options: object) -> None:
-        self.machine = rm.Machine(nodes=1, memory=MEMORY, **options)
+    :param thp: whether they have huge pages.
+    """
+
+    def __init__(self, thp: bool = False, **options: object) -> None:
+        self.thp = thp
+        self.machine = rm.Machine(**{"nodes": 1, "memory": MEMORY, **options})
         self._numbers: dict[str, int] = {}
         self._processes: dict[int, rm.Process] = {}
         self._moved: dict[int, int] = {}
@@ -93,7 +98,7 @@ class RealWorld:
             p.munmap(at, PAGE)
             self._processes[op.slot] = p
             self._moved[op.slot] = BASE - (at + PAGE)
-            p.prctl(rm.PR_SET_THP_DISABLE, 1, 0, 0, 0)
+            p.prctl(rm.PR_SET_THP_DISABLE, 0 if self.thp else 1, 0, 0, 0)
             return Answer("ok")
         p = self._processes[op.slot]
         args = list(op.args)
@@ -207,6 +212,10 @@ class RealWorld:
         """Give the VmFlags of each VMA, by its start."""
         p, moved = self._processes[slot], self._moved[slot]
         return {self._vma(vma, moved).start: " ".join(sorted(vma.vm_flags)) for vma in p.vmas}
+
+    def smaps(self, slot: int) -> str:
+        """Give the text of smaps."""
+        return self._processes[slot].smaps()
 
     @staticmethod
     def _vma(vma: object, moved: int) -> Vma:

@@ -247,8 +247,8 @@ cdef class MachineCore:
 
     def frame_stat(self, int nid):
         """
-        Count a node's frames by use, in pages: a dict of anon, shmem, mapped (of
-        shmem), mlocked, table (page tables), slab and slab_reclaimable.
+        Count a node's frames by use, in pages: a dict of anon, anon_huge (of
+        anon), shmem, mapped (of shmem), mlocked, table (page tables), slab and slab_reclaimable.
 
         It walks the node's struct pages: about a nanosecond a frame in use.
         """
@@ -257,7 +257,8 @@ cdef class MachineCore:
         if not 0 <= nid < self.m.nr_nodes:
             raise ValueError(f"no node {nid}")
         count_frames(self.m, nid, &found)
-        return {"anon": found.anon, "shmem": found.shmem, "mapped": found.mapped,
+        return {"anon": found.anon, "anon_huge": found.anon_huge, "shmem": found.shmem,
+                "mapped": found.mapped,
                 "mlocked": found.mlocked, "table": found.table, "slab": found.slab,
                 "slab_reclaimable": found.slab_reclaimable}
 

@@ -14,6 +14,7 @@ from realmem._kernel.commit cimport (
     STEP_LOCK, STEP_MOVE, STEP_PROTECT, STEP_UNLOCK, STEP_VMAS, STEP_ZAP, mm_commit, mm_step,
     new_vma,
 )
+from realmem._kernel.collapse cimport mm_collapse
 from realmem._kernel.madvise cimport (
     ADVISE_COLD, ADVISE_DONTNEED, ADVISE_FREE, ADVISE_GUARD_INSTALL, ADVISE_GUARD_REMOVE,
     ADVISE_OLD, ADVISE_OLD_ANON, ADVISE_OLD_FILE, ADVISE_SOFT_CLEAN, mm_advise,
@@ -74,6 +75,7 @@ MESSAGES = (
     "total_vm or its kin: {found} pages counted, the VMAs have {expected}",
     "address {where:#x}: its frame is page {found} of its owner, the VMA expects {expected}",
     "address {where:#x}: huge entry {found:#x} and the table that it keeps differ",
+    "frames count {found} huge entries, the walks find {expected}",
 )
 STEPS = {"vmas": STEP_VMAS, "zap": STEP_ZAP, "protect": STEP_PROTECT, "move": STEP_MOVE,
          "lock": STEP_LOCK}
@@ -195,6 +197,13 @@ cdef class Mmu:
         cdef int order
         return ([self.u.mthp_alloc[order] for order in range(16)],
                 [self.u.mthp_fallback[order] for order in range(16)])
+
+    @property
+    def huge_events(self):
+        """Events of huge pages other than faults', by their names in /proc/vmstat."""
+        return {"thp_collapse_alloc": self.u.thp_collapse_alloc,
+                "thp_collapse_alloc_failed": self.u.thp_collapse_alloc_failed,
+                "thp_split_pmd": self.u.thp_split_pmd}
 
     def places_of(self, uint64_t pfn):
         """
@@ -532,10 +541,10 @@ cdef class AddressSpace:
         self.mm.core.may_lock = ipc_lock
         self.mm.core.may_reserve = sys_admin
 
-    def set_thp_disabled(self, bint disabled):
-        """Let faults bring single pages only (PR_SET_THP_DISABLE)."""
+    def set_thp_disabled(self, int how):
+        """Let faults bring single pages only: 0 no, 1 yes, 3 but where MADV_HUGEPAGE asks."""
         self.alive()
-        self.mm.core.thp_disabled = disabled
+        self.mm.core.thp_disabled = how
 
     def shmem_create(self, uint64_t pages, bint noreserve=False):
         """
@@ -590,6 +599,19 @@ cdef class AddressSpace:
         advice = ADVICE[what]
         with nogil:
             rc = mm_advise(self.mm, self.id, start, end, advice)
+        self.check_rc(rc)
+
+    def collapse(self, uint64_t start, uint64_t end):
+        """
+        Make huge pages of what lies in one piece of a VMA (MADV_COLLAPSE).
+
+        :raises OSError: EINVAL, nothing is there, or a guard region; EAGAIN, somebody refers to
+            one of its pages; ENOMEM; of the last 2 MiB that stayed as they are.
+        """
+        cdef int rc
+        self.alive()
+        with nogil:
+            rc = mm_collapse(self.mm, self.id, start, end)
         self.check_rc(rc)
 
     def mincore(self, uint64_t start, uint64_t end):
@@ -667,6 +689,8 @@ cdef class AddressSpace:
             raise ProcessLookupError(ESRCH, f"process {self.pid} has exited")
         if rc == -ENOMEM:
             raise OSError(ENOMEM, "cannot allocate memory")
+        if rc < 0:
+            raise OSError(-rc, "no huge page")
         return 0
 
     def fork_into(self, AddressSpace child not None, tree):

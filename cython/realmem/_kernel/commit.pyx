@@ -7,6 +7,7 @@ from libc.stdint cimport int64_t, uint64_t
 
 from realmem._kernel.account cimport vm_stat_account
 from realmem._kernel.host_calls cimport mutex_lock, mutex_unlock
+from realmem._kernel.huge cimport move_huge_locked
 from realmem._kernel.mm_types cimport (
     HOST_NOACC, HOST_NONE, HOST_READ, MM_LIVE, PGDIR_SHIFT, PMD_SHIFT, PTE_DIRTY, PTE_NX,
     PTE_PRESENT, PTE_PROTNONE, PTE_RW, PTE_SOFT_DIRTY, PTE_SPECIAL, PUD_SHIFT, VM_ACCESS,
@@ -14,9 +15,9 @@ from realmem._kernel.mm_types cimport (
     vm_area_struct, vma_cursor, vma_slot,
 )
 from realmem._kernel.pgtable cimport (
-    clear_pte_locked, free_pgtables_locked, next_table_locked, pte_alloc_locked, pte_cursor,
-    pte_first, pte_next, set_pte_locked, split_huge_locked, tables_reserve_locked,
-    tables_unreserve_locked,
+    NO_HUGE, PTES_ALIKE, PTES_READ, PTES_SPLIT, clear_pte_locked, free_pgtables_locked,
+    next_table_locked, pte_alloc_locked, pte_cursor, pte_first, pte_next, pte_skip_table,
+    set_pte_locked, split_huge_locked, tables_reserve_locked, tables_unreserve_locked,
 )
 from realmem._kernel.quicklist cimport quicklist_trim
 from realmem._kernel.rmap cimport anon_vma_free, rmap_link, rmap_unlink
@@ -276,7 +277,7 @@ cdef void protect_range(mm_struct* mm, const vm_area_struct* vma, uint64_t start
         tlb_protect_locked(mm, start, end, HOST_NOACC, False)
     elif not vma.vm_flags & VM_WRITE:
         tlb_protect_locked(mm, start, end, HOST_READ, False)
-    pte = pte_first(&c, mm, start, end, True)
+    pte = pte_first(&c, mm, start, end, PTES_ALIKE)
     while pte != NULL:
         if pte_present(pte[0]):
             pte[0] = with_rights(mm, vma, pte[0])
@@ -312,12 +313,19 @@ cdef void move_page_tables(mm_struct* mm, uint64_t old, uint64_t new,
     cdef uint64_t entry
     tlb_flush_locked(mm, old, old + length)
     tlb_flush_locked(mm, new, new + length)
-    pte = pte_first(&c, mm, old, old + length, True)
+    # Huge entries stay so where they come to lie on such a bound again.
+    pte = pte_first(&c, mm, old, old + length, PTES_ALIKE if (new - old) & (PMD_SIZE - 1) == 0
+                    else PTES_SPLIT)
     while pte != NULL:
         entry = pte[0]
         to = pte_alloc_locked(mm, new + (c.addr - old))
         if to == NULL:
             BUG("a page table was not set aside")
+        if c.huge != NO_HUGE:
+            c.huge = NO_HUGE
+            move_huge_locked(mm, c.addr, new + (c.addr - old), to)
+            pte = pte_skip_table(&c)
+            continue
         clear_pte_locked(mm, pte)
         if pte_present(entry):
             entry = pte_with_host(entry, HOST_NONE) | PTE_SOFT_DIRTY
@@ -330,7 +338,7 @@ cdef void move_page_tables(mm_struct* mm, uint64_t old, uint64_t new,
 # Mirrors: mm/mlock.c:mlock_pte_range().
 cdef void lock_pages(mm_struct* mm, uint64_t start, uint64_t end, bint on) noexcept nogil:
     cdef pte_cursor c
-    cdef uint64_t* pte = pte_first(&c, mm, start, end, False)
+    cdef uint64_t* pte = pte_first(&c, mm, start, end, PTES_READ)
     cdef page* p
     while pte != NULL:
         if pte_present(pte[0]) and not pte[0] & PTE_SPECIAL:

@@ -26,7 +26,10 @@ from realmem._kernel.mm_types cimport (
 from realmem._kernel.page_alloc cimport alloc_pages_node
 from realmem._kernel.percpu cimport count_vm_event
 from realmem._kernel.folio cimport anon_folio_fault, folios_wanted, make_entry
-from realmem._kernel.pgtable cimport pte_alloc_locked, pte_offset_locked, split_huge_locked
+from realmem._kernel.huge cimport fill_huge_locked, reuse_huge_locked
+from realmem._kernel.pgtable cimport (
+    is_huge_locked, pte_alloc_locked, pte_offset_locked, split_huge_locked,
+)
 from realmem._kernel.rmap cimport anon_vma_prepare
 from realmem._kernel.shmem cimport shmem_get_page
 from realmem._kernel.tlb cimport tlb_fill_locked, tlb_install_locked
@@ -136,6 +139,9 @@ cdef int refill(mm_struct* mm, uint64_t addr, uint64_t* pte, int access,
         if pte_host(entry) >= host:
             pte[0] = entry
             return FAULT_OK
+        if unlikely(is_huge_locked(mm, addr)):
+            pte[0] = entry
+            fill_huge_locked(mm, addr)
     return install(mm, addr, pte, entry, host)
 
 
@@ -194,7 +200,12 @@ cdef int do_wp_page(mm_struct* mm, vm_area_struct* vma, uint64_t addr, uint64_t*
     cdef page* new
     cdef unsigned int host = HOST_WRITE if hardware else HOST_NONE
     cdef int rc
-    split_huge_locked(mm, addr)     # this page is going to differ from its neighbours
+    if unlikely(is_huge_locked(mm, addr)):
+        if reuse_huge_locked(mm, addr, True):
+            if hardware:
+                fill_huge_locked(mm, addr)
+            return install(mm, addr, pte, pte[0], host)
+        split_huge_locked(mm, addr)     # this page is going to differ from its neighbours
     if not zero and old.flags & (1 << PG_anon) and (
             old.flags & (1 << PG_anon_exclusive)
             or load64(&old.counts.word) == ONE_OWNER):
@@ -227,7 +238,10 @@ cdef int unshare_page_locked(mm_struct* mm, uint64_t addr, uint64_t* pte) noexce
     if entry & PTE_SPECIAL or not old.flags & (1 << PG_anon) or (
             old.flags & (1 << PG_anon_exclusive)):
         return FAULT_OK
-    split_huge_locked(mm, addr)
+    if is_huge_locked(mm, addr):
+        if reuse_huge_locked(mm, addr, False):
+            return FAULT_OK
+        split_huge_locked(mm, addr)
     if load64(&old.counts.word) == ONE_OWNER:
         old.flags |= 1 << PG_anon_exclusive
         return FAULT_OK

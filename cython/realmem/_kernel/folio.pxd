@@ -15,7 +15,9 @@ cdef inline uint32_t folios_wanted(const mm_struct* mm,
     cdef uint32_t orders = mm.mmu.thp_always
     if vma.vm_flags & VM_HUGEPAGE:
         orders |= mm.mmu.thp_madvise
-    if vma.vm_flags & VM_NOHUGEPAGE or mm.core.thp_disabled:
+        if mm.core.thp_disabled == 1:
+            return 0
+    elif vma.vm_flags & VM_NOHUGEPAGE or mm.core.thp_disabled:
         return 0
     return orders
 

@@ -77,6 +77,7 @@ cdef void map_folio(mm_struct* mm, vm_area_struct* vma, uint64_t start, uint64_t
     cdef int64_t i
     entry |= PTE_RW | PTE_DIRTY | PTE_SOFT_DIRTY
     split_page(mm.mmu.m, p, order)
+    p.private = 0               # counts huge entries
     for i in range(n):
         page_add_new_anon_rmap(mm, vma, start + (<uint64_t>i << PAGE_SHIFT), p + i)
         set_pte_locked(mm, pte + i, entry + (<uint64_t>i << PAGE_SHIFT))

@@ -9,8 +9,8 @@ from realmem._kernel.mm_types cimport (
     PTE_SOFT_DIRTY, PTE_SPECIAL, mm_struct, pte_pfn, pte_present, vma_slot,
 )
 from realmem._kernel.pgtable cimport (
-    clear_pte_locked, free_pgtables_locked, pte_alloc_locked, pte_cursor, pte_first, pte_next,
-    set_pte_locked,
+    PTES_ALIKE, PTES_READ, clear_pte_locked, free_pgtables_locked, pte_alloc_locked,
+    pte_cursor, pte_first, pte_next, set_pte_locked,
 )
 from realmem._kernel.rmap cimport anon_vma_prepare
 from realmem._kernel.tlb cimport tlb_protect_locked
@@ -66,7 +66,9 @@ cdef int install_guards(mm_struct* mm, uint64_t start, uint64_t end) noexcept no
 
 cdef void change_range(mm_struct* mm, uint64_t start, uint64_t end, int what) noexcept nogil:
     cdef pte_cursor c
-    cdef uint64_t* pte = pte_first(&c, mm, start, end, True)
+    # Markers lie in no huge page.
+    cdef uint64_t* pte = pte_first(&c, mm, start, end, PTES_READ if what == ADVISE_GUARD_REMOVE
+                                   else PTES_ALIKE)
     while pte != NULL:
         change(mm, pte, what)
         pte = pte_next(&c)

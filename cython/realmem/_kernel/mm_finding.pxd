@@ -26,6 +26,7 @@ cdef enum:
     MM_VMA_OBJECT = 20          # a VMA and the slot that publishes it differ
     MM_COUNTERS = 21            # total_vm and its kin
     MM_HUGE = 23                # a huge entry and the table that it keeps differ
+    MM_HUGE_COUNT = 24          # frames that say how many huge entries map them
     MM_RMAP = 22                # a frame's owner or page is not that of the VMA that maps it
 
 cdef struct mm_finding:

@@ -5,6 +5,7 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memset
 
 from realmem._kernel.host_calls cimport mutex_lock, mutex_unlock
+from realmem._kernel.huge cimport huge_bits_locked
 from realmem._kernel.mm_lock cimport lock_live
 from realmem._kernel.mm_types cimport (
     PMD_SHIFT, PTE_ACCESSED, PTE_DIRTY, PTE_GUARD, PTE_SOFT_DIRTY, PTE_SPECIAL,
@@ -12,7 +13,7 @@ from realmem._kernel.mm_types cimport (
     pte_present, vma_slot,
 )
 from realmem._kernel.pgtable cimport (
-    is_huge_locked, pte_cursor, pte_first, pte_next, pte_offset_locked,
+    PTES_READ, is_huge_locked, pte_cursor, pte_first, pte_next, pte_offset_locked,
 )
 from realmem._kernel.radix_tree cimport radix_load
 from realmem._kernel.vmaindex cimport vma_find
@@ -35,17 +36,23 @@ cdef int mm_range_stat(mm_struct* mm, uint64_t id, uint64_t start, uint64_t end,
     cdef pte_cursor c
     cdef uint64_t* pte
     cdef vma_slot* slot = NULL
+    cdef uint64_t block = <uint64_t>-1
+    cdef uint64_t seen = 0      # by a huge entry as a whole
     memset(stat_ret, 0, sizeof(range_stat))
     if not lock_live(mm, id):
         return -ESRCH
-    pte = pte_first(&c, mm, start, end, False)
+    pte = pte_first(&c, mm, start, end, PTES_READ)
     while pte != NULL:
-        if c.addr & ((1 << PMD_SHIFT) - 1) == 0 and is_huge_locked(mm, c.addr):
-            stat_ret.huge += PTRS_PER_TABLE
+        if c.addr >> PMD_SHIFT != block:
+            block = c.addr >> PMD_SHIFT
+            seen = 0
+            if is_huge_locked(mm, c.addr) and not pte[0] & PTE_SPECIAL:
+                stat_ret.huge += PTRS_PER_TABLE
+                seen = huge_bits_locked(mm, c.addr)
         if pte_present(pte[0]) and not pte[0] & PTE_SPECIAL:
             if slot == NULL or c.addr >= slot.end:
                 slot = vma_find(&mm.vmas, c.addr)
-            add(mm, pte[0], slot != NULL and slot.vma.vm_flags & VM_LOCKED != 0, stat_ret)
+            add(mm, pte[0] | seen, slot != NULL and slot.vma.vm_flags & VM_LOCKED != 0, stat_ret)
         pte = pte_next(&c)
     mutex_unlock(&mm.lock)
     return 0

@@ -234,6 +234,9 @@ cdef struct mmu:
     uint32_t thp_madvise
     int64_t thp_fault_alloc
     int64_t thp_fault_fallback
+    int64_t thp_collapse_alloc
+    int64_t thp_collapse_alloc_failed
+    int64_t thp_split_pmd
     int64_t mthp_alloc[16]      # by order, sysfs's anon_fault_alloc and anon_fault_fallback
     int64_t mthp_fallback[16]
     # Fault-around, bytes: a power of two of pages (debugfs fault_around_bytes).
@@ -276,7 +279,7 @@ cdef struct mm_core:
     uint64_t rlimits[4]         # NR_RLIMITS, bytes
     int32_t may_lock            # CAP_IPC_LOCK
     int32_t may_reserve         # CAP_SYS_ADMIN
-    int32_t thp_disabled        # PR_SET_THP_DISABLE
+    int32_t thp_disabled        # PR_SET_THP_DISABLE: 0; 1; 3: but where it was asked for
     uint64_t* reserve           # tables set aside for a change that must not fail
     task_struct* owner          # NULL for the vmalloc area's
 

@@ -8,6 +8,7 @@ from libc.string cimport memcpy
 from realmem._kernel.account cimport vm_stat_account
 from realmem._kernel.fault cimport anon_page
 from realmem._kernel.host_calls cimport mutex_lock, mutex_unlock
+from realmem._kernel.huge cimport copy_huge_locked
 from realmem._kernel.mm_lock cimport lock_live
 from realmem._kernel.mm_types cimport (
     GUP_PIN_COUNTING_BIAS, HOST_NONE, HOST_READ, MM_DEAD, NR_RLIMITS,
@@ -17,8 +18,8 @@ from realmem._kernel.mm_types cimport (
     pte_pfn, pte_present, pte_with_host, shmem, vm_area_struct, vma_cursor, vma_slot,
 )
 from realmem._kernel.pgtable cimport (
-    free_pgtables_locked, pgd_free, pte_alloc_locked, pte_cursor, pte_first, pte_next,
-    pte_offset_locked, set_pte_locked, walk_step,
+    PTES_READ, free_pgtables_locked, is_huge_locked, pgd_free, pte_alloc_locked, pte_cursor,
+    pte_first, pte_next, pte_offset_locked, pte_skip_table, set_pte_locked, walk_step,
 )
 from realmem._kernel.quicklist cimport quicklist_trim
 from realmem._kernel.rmap cimport anon_vma_fork, anon_vma_free, rmap_link, rmap_unlink
@@ -129,7 +130,7 @@ cdef int dup_vmas(mm_struct* parent, mm_struct* child) noexcept nogil:
 cdef int copy_page_range(mm_struct* parent, mm_struct* child,
                          const vma_slot* slot) noexcept nogil:
     cdef pte_cursor c
-    cdef uint64_t* pte = pte_first(&c, parent, slot.start, slot.end, True)
+    cdef uint64_t* pte = pte_first(&c, parent, slot.start, slot.end, PTES_READ)
     cdef uint64_t* table = NULL         # the child's, for the 2 MiB that begin at `base`
     cdef uint64_t base = 1              # no address
     cdef uint64_t entry
@@ -139,6 +140,9 @@ cdef int copy_page_range(mm_struct* parent, mm_struct* child,
             table = pte_alloc_locked(child, base)
             if table == NULL:
                 return -ENOMEM
+            if is_huge_locked(parent, base) and copy_huge_locked(parent, child, base, table):
+                pte = pte_skip_table(&c)
+                continue
         entry = pte[0]
         if pte_present(entry):
             entry = copy_present_pte(parent, child, slot, c.addr, pte)

@@ -22,7 +22,10 @@ cdef void pgd_free(mm_struct* mm) noexcept nogil
 # Preconditions: mm.lock held; addr < TASK_SIZE, or in the vmalloc area if mm is its own.
 cdef uint64_t* pte_offset_locked(mm_struct* mm, uint64_t addr) noexcept nogil
 
-# The same, making what is missing (on the calling CPU's node).
+# The entry of addr for that table, or NULL where it has none.
+cdef uint64_t* pmd_offset_locked(mm_struct* mm, uint64_t addr) noexcept nogil
+
+# The PTE, making what is missing (on the calling CPU's node).
 # Mirrors: mm/memory.c:__pud_alloc(), __pmd_alloc(), __pte_alloc().
 # Returns: NULL when no frame is found; levels made so far stay, empty, until free_pgtables.
 cdef uint64_t* pte_alloc_locked(mm_struct* mm, uint64_t addr) noexcept nogil
@@ -31,36 +34,56 @@ cdef uint64_t* pte_alloc_locked(mm_struct* mm, uint64_t addr) noexcept nogil
 # covers; NULL when there is none.  For loops over what is present.
 cdef uint64_t* next_table_locked(mm_struct* mm, uint64_t* addr_ref, uint64_t end) noexcept nogil
 
-# The same for who will change entries one by one: what was a huge entry is a table after it.
-cdef uint64_t* next_table_split_locked(mm_struct* mm, uint64_t* addr_ref,
-                                       uint64_t end) noexcept nogil
-
 # A PMD entry that maps 2 MiB keeps the table with the 512 entries that it stands for, set aside
 # in a shadow of its PMD table (compare pgtable_trans_huge_deposit()): all else goes on with
 # that, so that splitting one is a store and cannot fail.
+# The first frame of one counts in page.private how many there are, of all address spaces.
 cdef bint is_huge_locked(mm_struct* mm, uint64_t addr) noexcept nogil
 # Preconditions: the table of addr is there; its entries map 2 MiB in a row with equal rights.
 # Returns: 0; -ENOMEM, and it stays a table.
 cdef int make_huge_locked(mm_struct* mm, uint64_t addr, uint64_t value) noexcept nogil
+# Have room for the table that one is to keep, so that making it cannot fail.
+# Returns: 0; -ENOMEM.
+cdef int prepare_huge_locked(mm_struct* mm, uint64_t addr) noexcept nogil
+# Make what may be one a table again.  Mirrors: mm/huge_memory.c:__split_huge_pmd().
 cdef void split_huge_locked(mm_struct* mm, uint64_t addr) noexcept nogil
+# The same for entries that will all go; no event.
+cdef void unmake_huge_locked(mm_struct* mm, uint64_t addr) noexcept nogil
+# All 512 entries of a huge one were changed alike: it follows them.  Where only some could become
+# writable, none does; where they differ in another right it is split.
+cdef void sync_huge_locked(mm_struct* mm, uint64_t addr) noexcept nogil
 
-# The used entries of a range, one after the other: pte_first(), then pte_next() until NULL.  Who
-# changes them says so (`split`).  Tables may not be freed meanwhile.
+# The used entries of a range, one after the other: pte_first(), then pte_next() until NULL.
+# Tables may not be freed meanwhile.  What is to be done to the entries says how huge ones are met:
+cdef enum:
+    PTES_READ = 0               # nothing: they stay
+    PTES_SPLIT = 1              # each may become another: they are tables from now on
+    PTES_ALIKE = 2              # the same to all: those that lie in the range as a whole stay huge
+    PTES_CLEAR = 3              # all go: those that lie in it as a whole are split without a trace
 cdef struct pte_cursor:
     mm_struct* mm
     uint64_t* table             # NULL at its end
     uint64_t addr               # what the entry stands for
     uint64_t end
-    bint split
+    uint64_t huge               # where the huge entry begins whose entries change; NO_HUGE: none
+    int mode
+
+cdef extern from *:
+    const uint64_t NO_HUGE "UINT64_MAX"
 
 cdef inline uint64_t* pte_first(pte_cursor* c, mm_struct* mm, uint64_t start, uint64_t end,
-                                bint split) noexcept nogil:
+                                int mode) noexcept nogil:
     c.mm = mm
     c.addr = start
     c.end = end
-    c.split = split
+    c.mode = mode
+    c.huge = NO_HUGE
     c.table = NULL
     return pte_here(c)
+
+# The table that the cursor comes to; NULL at the end.
+cdef uint64_t* pte_table(pte_cursor* c) noexcept nogil
+cdef void pte_sync(pte_cursor* c) noexcept nogil
 
 cdef inline uint64_t* pte_next(pte_cursor* c) noexcept nogil:
     c.addr += PAGE_SIZE
@@ -72,8 +95,7 @@ cdef inline uint64_t* pte_here(pte_cursor* c) noexcept nogil:
     cdef uint64_t* pte
     while c.addr < c.end:
         if c.table == NULL:
-            c.table = (next_table_split_locked(c.mm, &c.addr, c.end) if c.split
-                       else next_table_locked(c.mm, &c.addr, c.end))
+            c.table = pte_table(c)
             if c.table == NULL:
                 return NULL
         pte = c.table + ((c.addr >> PAGE_SHIFT) & 511)
@@ -82,7 +104,14 @@ cdef inline uint64_t* pte_here(pte_cursor* c) noexcept nogil:
         c.addr += PAGE_SIZE
         if (c.addr >> PAGE_SHIFT) & 511 == 0:
             c.table = NULL
+    pte_sync(c)
     return NULL
+
+# Go on behind the 2 MiB that the cursor is in.
+cdef inline uint64_t* pte_skip_table(pte_cursor* c) noexcept nogil:
+    c.addr = ((c.addr >> 21) + 1) << 21
+    c.table = NULL
+    return pte_here(c)
 
 # Set an empty entry, clear a used one: they keep the table's count of used entries.
 cdef void set_pte_locked(mm_struct* mm, uint64_t* pte, uint64_t value) noexcept nogil

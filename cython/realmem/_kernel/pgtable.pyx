@@ -9,17 +9,23 @@ from libc.string cimport memcpy, memset
 
 from realmem._kernel.mm_types cimport (
     PAGE_OFFSET_PGD, PGDIR_SHIFT, PMD_SHIFT, PTE_ACCESSED, PTE_DIRTY, PTE_GLOBAL,
-    PTE_KERNEL_TABLE, PTE_NX, PTE_PRESENT, PTE_PSE, PTE_RW, PTE_TABLE, PTRS_PER_TABLE,
-    PUD_SHIFT, TASK_SIZE, USER_PGD_PTRS, VMALLOC_PGD, is_kernel_mm, mm_struct, mmu, pte_pfn,
+    PTE_HOST_MASK, PTE_KERNEL_TABLE, PTE_NX, PTE_PRESENT, PTE_PROTNONE, PTE_PSE, PTE_RW,
+    PTE_SOFT_DIRTY, PTE_SPECIAL, PTE_TABLE, PTRS_PER_TABLE, PUD_SHIFT, TASK_SIZE,
+    USER_PGD_PTRS, VMALLOC_PGD, is_kernel_mm, mm_struct, mmu, pte_pfn,
 )
 from realmem._kernel.page_alloc cimport alloc_pages_node
 from realmem._kernel.page_free cimport free_pages
 from realmem._kernel.quicklist cimport quicklist_alloc, quicklist_free
-from realmem.compiler cimport VM_BUG_ON, likely, unlikely
+from realmem.compiler cimport SEQ_CST, VM_BUG_ON, atomic64_add_return, likely, unlikely
 from realmem.types cimport (
     GFP_ACCOUNT, GFP_KERNEL, GFP_ZERO, PAGE_SHIFT, PG_table, PG_zero, page, page_to_pfn,
     pfn_address, pfn_to_page,
 )
+
+cdef extern from *:
+    uint64_t atomic64_add "__atomic_add_fetch"(uint64_t* p, uint64_t v, int order) noexcept nogil
+
+cdef enum: PMD_SIZE = 1 << PMD_SHIFT
 
 
 # ---- table frames -----------------------------------------------------------
@@ -255,12 +261,25 @@ cdef uint64_t* next_table_locked(mm_struct* mm, uint64_t* addr_ref, uint64_t end
     return NULL
 
 
-cdef uint64_t* next_table_split_locked(mm_struct* mm, uint64_t* addr_ref,
-                                       uint64_t end) noexcept nogil:
-    cdef uint64_t* table = next_table_locked(mm, addr_ref, end)
-    if table != NULL:
-        split_huge_locked(mm, addr_ref[0])
+cdef uint64_t* pte_table(pte_cursor* c) noexcept nogil:
+    cdef uint64_t* table
+    pte_sync(c)
+    table = next_table_locked(c.mm, &c.addr, c.end)
+    if c.mode == PTES_READ or table == NULL or not is_huge_locked(c.mm, c.addr):
+        return table
+    if c.mode == PTES_SPLIT or c.addr & (PMD_SIZE - 1) or c.end - c.addr < PMD_SIZE:
+        split_huge_locked(c.mm, c.addr)
+    elif c.mode == PTES_CLEAR:
+        unmake_huge_locked(c.mm, c.addr)
+    else:
+        c.huge = c.addr
     return table
+
+
+cdef void pte_sync(pte_cursor* c) noexcept nogil:
+    if unlikely(c.huge != NO_HUGE):
+        sync_huge_locked(c.mm, c.huge)
+        c.huge = NO_HUGE
 
 
 # ---- huge entries -----------------------------------------------------------
@@ -276,7 +295,7 @@ cdef inline uint64_t* shadow_of(mmu* u, uint64_t* pmd) noexcept nogil:
     return table_at(u, table_of(u, pmd).index) + ((<uint64_t>pmd >> 3) & 511)
 
 
-cdef uint64_t* pmd_offset(mm_struct* mm, uint64_t addr) noexcept nogil:
+cdef uint64_t* pmd_offset_locked(mm_struct* mm, uint64_t addr) noexcept nogil:
     cdef mmu* u = mm.mmu
     cdef uint64_t entry = table_at(u, mm.core.pgd_pfn)[(addr >> PGDIR_SHIFT) & 511]
     if entry == 0:
@@ -288,33 +307,74 @@ cdef uint64_t* pmd_offset(mm_struct* mm, uint64_t addr) noexcept nogil:
 
 
 cdef bint is_huge_locked(mm_struct* mm, uint64_t addr) noexcept nogil:
-    cdef uint64_t* pmd = pmd_offset(mm, addr)
+    cdef uint64_t* pmd = pmd_offset_locked(mm, addr)
     return pmd != NULL and pmd[0] & PTE_PSE != 0
 
 
-cdef int make_huge_locked(mm_struct* mm, uint64_t addr, uint64_t value) noexcept nogil:
+cdef int prepare_huge_locked(mm_struct* mm, uint64_t addr) noexcept nogil:
     cdef mmu* u = mm.mmu
-    cdef uint64_t* pmd = pmd_offset(mm, addr)
-    cdef page* table = table_of(u, pmd)
+    cdef page* table = table_of(u, pmd_offset_locked(mm, addr))
     cdef page* p
     if table.index == 0:
-        p = table_alloc(u)
+        p = reserve_take(mm)
+        if p == NULL:
+            p = table_alloc(u)
         if p == NULL:
             return -ENOMEM
         table.index = page_to_pfn(u.m, p)
         mm.core.nr_ptes += 1
-    shadow_of(u, pmd)[0] = pmd[0]
-    pmd[0] = value | PTE_PSE
     return 0
 
 
+cdef int make_huge_locked(mm_struct* mm, uint64_t addr, uint64_t value) noexcept nogil:
+    cdef uint64_t* pmd = pmd_offset_locked(mm, addr)
+    if prepare_huge_locked(mm, addr) != 0:
+        return -ENOMEM
+    shadow_of(mm.mmu, pmd)[0] = pmd[0]
+    pmd[0] = value | PTE_PSE
+    count_huge(mm.mmu, value, 1)
+    return 0
+
+
+# Mirrors: mm/rmap.c, of folio->_entire_mapcount.  The zero page's is not counted.
+cdef inline void count_huge(mmu* u, uint64_t pmd, uint64_t delta) noexcept nogil:
+    if not pmd & PTE_SPECIAL:
+        atomic64_add(&pfn_to_page(u.m, pte_pfn(pmd)).private, delta, SEQ_CST)
+
+
 cdef void split_huge_locked(mm_struct* mm, uint64_t addr) noexcept nogil:
-    cdef uint64_t* pmd = pmd_offset(mm, addr)
-    cdef uint64_t* shadow
-    if pmd != NULL and pmd[0] & PTE_PSE:
-        shadow = shadow_of(mm.mmu, pmd)
-        pmd[0] = shadow[0]
-        shadow[0] = 0
+    if is_huge_locked(mm, addr):
+        unmake_huge_locked(mm, addr)
+        atomic64_add_return(&mm.mmu.thp_split_pmd, 1, SEQ_CST)
+
+
+cdef void unmake_huge_locked(mm_struct* mm, uint64_t addr) noexcept nogil:
+    cdef uint64_t* pmd = pmd_offset_locked(mm, addr)
+    cdef uint64_t* shadow = shadow_of(mm.mmu, pmd)
+    count_huge(mm.mmu, pmd[0], <uint64_t>-1)
+    pmd[0] = shadow[0]
+    shadow[0] = 0
+
+
+cdef void sync_huge_locked(mm_struct* mm, uint64_t addr) noexcept nogil:
+    cdef uint64_t* pmd = pmd_offset_locked(mm, addr)
+    cdef uint64_t* pte = table_below(mm.mmu, pmd)
+    cdef uint64_t fixed = PTE_PRESENT | PTE_PROTNONE | PTE_SPECIAL | <uint64_t>PTE_NX
+    cdef uint64_t used = PTE_ACCESSED | PTE_DIRTY | PTE_SOFT_DIRTY
+    cdef uint64_t first = pte[0] & ~<uint64_t>(PTE_HOST_MASK | used)
+    cdef uint64_t seen = 0
+    cdef uint64_t writable = PTE_RW
+    cdef int i
+    for i in range(PTRS_PER_TABLE):
+        if (pte[i] ^ first) & fixed or pte_pfn(pte[i]) != pte_pfn(first) + i:
+            split_huge_locked(mm, addr)
+            return
+        seen |= pte[i] & used
+        writable &= pte[i]
+    if not writable:
+        for i in range(PTRS_PER_TABLE):
+            pte[i] &= ~<uint64_t>PTE_RW
+    pmd[0] = (first & ~<uint64_t>PTE_RW) | writable | seen | PTE_PSE
 
 
 # ---- entries ----------------------------------------------------------------

@@ -21,6 +21,7 @@ cdef void sum_pcp_stats(machine* m, int index, pcp_stat* stats_ret) noexcept nog
 
 cdef struct frame_stat:
     uint64_t anon               # pages of anonymous memory
+    uint64_t anon_huge          # those that a huge entry maps
     uint64_t shmem              # of shared memory's objects
     uint64_t mapped             # those of them that a process maps
     uint64_t mlocked            # of both, held in memory

@@ -8,8 +8,8 @@ from realmem._kernel.slab_types cimport slab_of
 from realmem.compiler cimport spin_lock, spin_unlock
 from realmem.types cimport (
     MAX_PAGE_ORDER, MIGRATE_RECLAIMABLE, NR_VM_EVENT_ITEMS, NR_VM_NUMA_EVENT_ITEMS,
-    PAGE_ALLOCATED, PAGE_BUDDY, PG_anon, PG_mlocked, PG_slab, PG_swapbacked, PG_table,
-    cpu_area, machine, node, page, page_kind, pfn_to_page,
+    PAGEBLOCK_NR_PAGES, PAGE_ALLOCATED, PAGE_BUDDY, PG_anon, PG_mlocked, PG_slab,
+    PG_swapbacked, PG_table, cpu_area, machine, node, page, page_kind, pfn_to_page,
 )
 
 
@@ -62,7 +62,8 @@ cdef void count_frames(const machine* m, int nid, frame_stat* ret) noexcept nogi
     cdef uint64_t pages
     cdef const page* p
     cdef page_kind kind
-    ret.anon = ret.shmem = ret.mapped = ret.mlocked = ret.table = ret.slab_reclaimable = 0
+    ret.anon = ret.anon_huge = 0
+    ret.shmem = ret.mapped = ret.mlocked = ret.table = ret.slab_reclaimable = 0
     ret.slab = slab_of(m).large_pages[nid] if m.slab != NULL else 0
     while pfn < end:
         p = pfn_to_page(m, pfn)
@@ -74,6 +75,8 @@ cdef void count_frames(const machine* m, int nid, frame_stat* ret) noexcept nogi
         if kind.h.state == PAGE_ALLOCATED:
             if p.flags & (1 << PG_anon):
                 ret.anon += pages
+                if p.private != 0:      # huge entries that begin with it
+                    ret.anon_huge += PAGEBLOCK_NR_PAGES
                 ret.mlocked += p.flags >> PG_mlocked & 1
             elif p.flags & (1 << PG_swapbacked):
                 ret.shmem += pages

@@ -12,10 +12,10 @@ from realmem._kernel.kernel_caches cimport (
     VMAP_AREA, dedicated_cache, objects_held,
 )
 from realmem._kernel.mm_finding cimport (
-    MM_ABOVE_ENTRY, MM_ABOVE_VMA, MM_COUNTERS, MM_HOST_EDGES, MM_HUGE, MM_LOST_FRAME,
-    MM_LOST_TABLE, MM_MAPCOUNT, MM_NOT_ANON, MM_NR_PTES, MM_OBJECTS, MM_OUTSIDE_VMA, MM_REFCOUNT,
-    MM_RMAP, MM_RSS, MM_SHARED_WRITABLE, MM_TABLE_USE, MM_VALID, MM_VMA_OBJECT, MM_VMA_ORDER,
-    mm_finding,
+    MM_ABOVE_ENTRY, MM_ABOVE_VMA, MM_COUNTERS, MM_HOST_EDGES, MM_HUGE, MM_HUGE_COUNT,
+    MM_LOST_FRAME, MM_LOST_TABLE, MM_MAPCOUNT, MM_NOT_ANON, MM_NR_PTES, MM_OBJECTS,
+    MM_OUTSIDE_VMA, MM_REFCOUNT, MM_RMAP, MM_RSS, MM_SHARED_WRITABLE, MM_TABLE_USE, MM_VALID,
+    MM_VMA_OBJECT, MM_VMA_ORDER, mm_finding,
 )
 from realmem._kernel.mm_types cimport (
     HOST_READ, HOST_WRITE, MM_LIVE, PTE_GUARD, PTE_NX, PTE_PRESENT, PTE_PSE, PTE_RW, PTE_SPECIAL,
@@ -40,6 +40,7 @@ cdef struct recount:
     int64_t anon                # of this address space
     int64_t shmem
     int64_t tables              # of this address space, its PGD excepted
+    int64_t huge                # huge entries, the zero page's excepted
 
 
 cdef bint validate_mms(mmu* u, mm_struct** mms, int64_t n, uint32_t* counts,
@@ -54,6 +55,7 @@ cdef bint validate_mms(mmu* u, mm_struct** mms, int64_t n, uint32_t* counts,
     r.u = u
     r.counts = counts
     r.finding = finding_ret
+    r.huge = 0
     finding_ret.what = MM_VALID
     for i in range(n):              # the vmalloc area's at its place among them
         if kernel != NULL and kernel.id < mms[i].id:
@@ -209,6 +211,7 @@ cdef uint64_t validate_huge(recount* r, uint64_t* pmd) noexcept nogil:
     for i in range(PTRS_PER_TABLE):
         if pte_pfn(table[i]) != pte_pfn(pmd[0]) + i or (table[i] ^ pmd[0]) & rights:
             return 0
+    r.huge += pmd[0] & PTE_SPECIAL == 0
     return pfn
 
 
@@ -255,6 +258,7 @@ cdef bint validate_pte(recount* r, uint64_t entry, uint64_t addr) noexcept nogil
 cdef bint validate_frames(recount* r, int64_t tables, int64_t vmalloc) noexcept nogil:
     cdef int64_t found_tables = 0
     cdef int64_t found_vmalloc = 0
+    cdef int64_t found_huge = 0
     cdef int nid
     cdef uint64_t pfn, end, mapped
     cdef page* p
@@ -268,6 +272,8 @@ cdef bint validate_frames(recount* r, int64_t tables, int64_t vmalloc) noexcept 
             if p.kind.h.state == PAGE_ALLOCATED and p.flags & (1 << PG_table):
                 found_tables += 1
             found_vmalloc += p.flags >> PG_vmalloc & 1
+            if p.kind.h.state == PAGE_ALLOCATED and p.flags & (1 << PG_anon):
+                found_huge += <int64_t>p.private
             if p.kind.h.state == PAGE_ALLOCATED and (mapped or p.flags & (1 << PG_anon)):
                 if page_mapcount(p) != <int64_t>mapped:
                     return frame_fail(r, MM_MAPCOUNT, pfn, mapped, page_mapcount(p))
@@ -276,6 +282,8 @@ cdef bint validate_frames(recount* r, int64_t tables, int64_t vmalloc) noexcept 
             pfn += 1
     if found_tables != tables:
         return frame_fail(r, MM_LOST_TABLE, 0, tables, found_tables)
+    if found_huge != r.huge:
+        return frame_fail(r, MM_HUGE_COUNT, 0, r.huge, found_huge)
     if found_vmalloc != vmalloc:
         return frame_fail(r, MM_LOST_FRAME, 0, vmalloc, found_vmalloc)
     return True

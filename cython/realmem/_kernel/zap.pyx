@@ -7,7 +7,9 @@ from realmem._kernel.mm_types cimport (
     update_hiwater_rss, vm_area_struct,
 )
 from realmem._kernel.page_free cimport free_pages
-from realmem._kernel.pgtable cimport clear_pte_locked, pte_cursor, pte_first, pte_next
+from realmem._kernel.pgtable cimport (
+    PTES_CLEAR, clear_pte_locked, pte_cursor, pte_first, pte_next,
+)
 from realmem._kernel.tlb cimport tlb_flush_locked
 from realmem.compiler cimport (
     SEQ_CST, VM_BUG_ON, atomic64_add_return, atomic64_fetch_and, unlikely,
@@ -34,7 +36,7 @@ cdef void zap_range_locked(mm_struct* mm, uint64_t start, uint64_t end, const sh
     cdef uint64_t* pte
     update_hiwater_rss(mm)
     tlb_flush_locked(mm, start, end)
-    pte = pte_first(&c, mm, start, end, True)
+    pte = pte_first(&c, mm, start, end, PTES_CLEAR)
     while pte != NULL:
         zap_pte(mm, pte, object, drop_markers)
         pte = pte_next(&c)

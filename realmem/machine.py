@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from realmem._core.pages import PageAllocator
     from realmem._core.quicklists import Quicklists
     from realmem._core.vmalloc import VmallocSpace
+    from realmem.fault_costs import FaultCosts
     from realmem.paging import Paging
     from realmem.pool import Pool
     from realmem.process import Process, ProcessTable
@@ -196,6 +197,8 @@ class Machine:
             [bool(place.cpus) for place in places],
         )
         managed = [pages for where in ranges for pages in where.managed]
+        nodes_of_cpus = cpu_map(places, host)
+        self.cpu_to_node = {cpu: nodes_of_cpus[cpu] for cpu in host.present_cpus()}
         self._allocator = PageAllocator(
             weakref.ref(self),
             self._pool.direct_map,
@@ -207,7 +210,7 @@ class Machine:
             ],
             [zone for where in ranges for zone in where.zones],
             build_zonelists(orders, managed),
-            cpu_map(places, host),
+            nodes_of_cpus,
             options,
         )
         self._vmalloc = VmallocSpace(self._allocator, weakref.WeakMethod(self._start_paging))
@@ -455,6 +458,40 @@ class Machine:
     def mappings_of(self, pfn: int) -> list[tuple[int, int]]:
         """List the (pid, address) pairs that map a frame."""
         return [] if self._process_table is None else self._process_table.mappings_of(pfn)
+
+    def fault_costs(self, way: str | None = None) -> FaultCosts:
+        """
+        Tell what page faults cost since the first process was made, down to their parts.
+
+        Every fault that was served is counted and timed.  ``print()`` gives a table.
+
+        :param way: ``"raw"`` for those of real loads and stores, ``"software"`` for those of the
+            software MMU, None for both.
+        :return: dict keyed (kind, order, cpu_node, memory_node), see realmem.fault_costs; its
+            values have ``.count`` and for each part a histogram with ``.percentile(q)`` in ns.
+        :raises ValueError: another ``way``.
+        """
+        from realmem.fault_costs import fault_costs
+
+        self._allocator.check_alive()
+        return fault_costs(None if self._paging is None else self._paging.mmu, way)
+
+    @property
+    def cow_placement(self) -> str:
+        """
+        Where a copy goes when copy-on-write breaks.
+
+        ``"policy"`` is Linux's: where any other page of the VMA would come from.  ``"local"`` is
+        the node of the CPU that stores, whatever the policy.  ``"source"`` is the node of the
+        page that is copied, mostly the parent's.
+        """
+        self._allocator.check_alive()
+        return self.sysctl.settings.cow_placement
+
+    @cow_placement.setter
+    def cow_placement(self, where: str) -> None:
+        self._allocator.check_alive()
+        self.sysctl.settings.set_cow_placement(where)
 
     # ---- contexts ----
 

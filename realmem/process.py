@@ -21,6 +21,7 @@ from realmem.layout import PAGE_SIZE
 from realmem.mm.address_space import MemoryMap
 from realmem.mm.vma import Vma
 from realmem.outside import SeenFromOutside
+from realmem.running import RunsSomewhere
 from realmem.syscalls import SystemCalls
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def _decode(level: str, raw: int) -> Mapping[str, object]:
     return MappingProxyType(decoded)
 
 
-class Process(SystemCalls, AdviceCalls, SeenFromOutside):
+class Process(SystemCalls, AdviceCalls, RunsSomewhere, SeenFromOutside):
     """
     A simulated process: an address space of its own, real loads and stores in it.
 
@@ -117,14 +118,6 @@ class Process(SystemCalls, AdviceCalls, SeenFromOutside):
     def __repr__(self) -> str:
         state = "" if self._status is None else ", exited"
         return f"<Process {self.pid} {self.name!r}{state}>"
-
-    @property
-    def machine(self) -> Machine:
-        """The machine that it runs on."""
-        machine = self._table.machine()
-        if machine is None:
-            raise ValueError("this machine is closed")
-        return machine
 
     # ---- life ----
 

@@ -308,6 +308,9 @@ def test_overcommit_reaches_the_kernel_side(machine):
         def set_overcommit(self, *args):
             told.append(args)
 
+        def set_cow_node(self, where):
+            pass
+
         def set_layout(self, *args):
             told.append(args)
 

@@ -310,7 +310,8 @@ cdef struct cpu_area:
     uint64_t bytes              # of all, what stands before this structure included
     uint64_t events[16]         # NR_VM_EVENT_ITEMS
     per_cpu_pages* pcp          # machine.nr_zones of them, behind this structure
-    uint64_t pad[4]             # each memo is one cache line
+    int64_t run_on              # node that the thread acts for, plus 1; 0: that of its CPU
+    uint64_t pad[3]             # each memo is one cache line
     alloc_memo allocs[11]       # by order
     free_memo frees[11]
     quicklist quick

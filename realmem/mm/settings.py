@@ -9,6 +9,8 @@ from realmem.layout import PAGE_SIZE
 
 OVERCOMMIT_GUESS, OVERCOMMIT_ALWAYS, OVERCOMMIT_NEVER = range(3)
 KB_TO_PAGES = 2                     # a shift
+# By the numbers of _kernel/mempolicy.pxd.
+COW_PLACEMENTS = ("policy", "local", "source")
 INT_MAX = 2**31 - 1
 LONG_MAX = 2**63 - 1
 
@@ -31,6 +33,7 @@ class VmSettings:
     :param total_pages: of the machine; the reserves start at a 32nd of it at most, as Linux's
         (mm/mmap.c:init_user_reserve()).
     :ivar stack_guard_gap: bytes (a boot option of Linux, in pages).
+    :ivar cow_placement: where copies go, one of COW_PLACEMENTS.
     :ivar mmu: the kernel side that was told, or None.
     """
 
@@ -44,6 +47,7 @@ class VmSettings:
         self.overcommit_ratio = 50
         self.user_reserve_kbytes = min(kbytes // 32, 1 << 17)
         self.stack_guard_gap = 256 * PAGE_SIZE
+        self.cow_placement = COW_PLACEMENTS[0]
         self.mmu: Any = None
         self._lock = threading.Lock()
 
@@ -70,6 +74,14 @@ class VmSettings:
                 self.overcommit_ratio = 0
             self._publish()
 
+    def set_cow_placement(self, where: str) -> None:
+        """Say where copies go: one of COW_PLACEMENTS."""
+        if where not in COW_PLACEMENTS:
+            raise ValueError(f"cow_placement must be one of {COW_PLACEMENTS}, not {where!r}")
+        with self._lock:
+            self.cow_placement = where
+            self._publish()
+
     def _publish(self) -> None:
         mmu = self.mmu
         if mmu is not None:
@@ -80,3 +92,4 @@ class VmSettings:
                 self.user_reserve_kbytes >> KB_TO_PAGES,
             )
             mmu.set_layout(self.mmap_min_addr, self.stack_guard_gap)
+            mmu.set_cow_node(COW_PLACEMENTS.index(self.cow_placement))

@@ -53,7 +53,7 @@ def folios(request):
         machine.sysfs[f"{THP}/hugepages-{kb}kB/enabled"] = "always"
         yield machine, 1 << request.param
         stats = f"{THP}/hugepages-{kb}kB/stats/anon_fault_alloc"
-        assert int(machine.sysfs[stats]) > 10
+        assert int(machine.sysfs[stats]) > 0
 
 
 EVERYTHING = ("private", "shared", "munmap", "mprotect", "store", "store", "store", "load",

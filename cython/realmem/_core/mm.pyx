@@ -10,11 +10,13 @@ from libc.stdlib cimport calloc, free
 from realmem._core.faults cimport check_owner, forget, out_of_memory, register
 from realmem._core.machine cimport MachineCore
 from realmem._kernel.access cimport mm_access, mm_access_all, mm_fill, mm_touch
+from realmem._kernel.arch_x86_64 cimport cycles
 from realmem._kernel.commit cimport (
     STEP_LOCK, STEP_MOVE, STEP_PROTECT, STEP_UNLOCK, STEP_VMAS, STEP_ZAP, mm_commit, mm_step,
     new_vma,
 )
 from realmem._kernel.collapse cimport mm_collapse
+from realmem._kernel.fault_cost cimport nr_cost_slots
 from realmem._kernel.madvise cimport (
     ADVISE_COLD, ADVISE_DONTNEED, ADVISE_FREE, ADVISE_GUARD_INSTALL, ADVISE_GUARD_REMOVE,
     ADVISE_OLD, ADVISE_OLD_ANON, ADVISE_OLD_FILE, ADVISE_SOFT_CLEAN, mm_advise,
@@ -23,11 +25,11 @@ from realmem._kernel.mm_finding cimport MM_OBJECTS, MM_VALID, mm_finding
 from realmem._kernel.mm_stat cimport mm_mincore, mm_pagemap, mm_range_stat, range_stat
 from realmem._kernel.mm_types cimport (
     FAULT_ACCERR, FAULT_HOST, FAULT_MAPERR, FAULT_OK, FAULT_OOM, FAULT_SIGBUS, TASK_SIZE,
-    mm_core, mm_struct, shmem, window, window_of,
+    fault_cost, mm_core, mm_struct, shmem, window, window_of,
 )
 from realmem._kernel.mmap cimport (
     mm_clear_soft_dirty, mm_exit, mm_flush, mm_fork, mm_growth_seen,
-    mm_maps, mm_object_get, mm_stacks, mm_vma_info, mm_walk,
+    mm_maps, mm_object_get, mm_run_on, mm_stacks, mm_vma_info, mm_walk,
 )
 from realmem._kernel.percpu cimport get_cpu_area
 from realmem._kernel.pin cimport mm_pin, mm_unpin
@@ -38,6 +40,7 @@ from realmem._kernel.validate_mm cimport validate_mms
 from realmem._kernel.window cimport mm_cover, mm_create, window_reap, windows
 from realmem.types cimport PAGE_SHIFT, pfn_to_page
 
+import time
 import weakref
 from collections import namedtuple
 
@@ -131,8 +134,16 @@ cdef class Mmu:
         self.u.stack_guard_gap = 256 << PAGE_SHIFT
         self.u.mmap_min_addr = 65536
         self.u.fault_around = 65536
+        self.u.costs = <fault_cost*>calloc(nr_cost_slots(core.m.nr_nodes), sizeof(fault_cost))
+        if self.u.costs == NULL:
+            raise HostError(ENOMEM, "the host has no memory for what faults cost")
+        self.clock_s = time.monotonic()
+        self.clock_cycles = cycles()
         if mmu_init(&self.u) != 0:
             raise OutOfMemory("no frames for the kernel's page tables", gfp=GFP.KERNEL)
+
+    def __dealloc__(self):
+        free(self.u.costs)
 
     def close(self):
         """Give the frames back; every address space has been ended before."""
@@ -190,6 +201,10 @@ cdef class Mmu:
         """Publish the orders (bits) that anonymous faults try: everywhere, or if advised."""
         self.u.thp_always = always
         self.u.thp_madvise = madvise
+
+    def set_cow_node(self, int where):
+        """Publish where copies go, COW_*."""
+        self.u.cow_node = where
 
     @property
     def folio_counts(self):
@@ -534,6 +549,14 @@ cdef class AddressSpace:
         """Resource limits in bytes, by name."""
         self.alive()
         return {name: self.mm.core.rlimits[<int>i] for name, i in LIMITS.items()}
+
+    def run_on(self, int nid):
+        """Say on which node its software accesses and calls run; -1: the calling CPU's."""
+        cdef int rc
+        self.alive()
+        with nogil:
+            rc = mm_run_on(self.mm, self.id, nid)
+        self.check_rc(rc)
 
     def set_capabilities(self, bint ipc_lock, bint sys_admin):
         """Say what faults and charges may do: CAP_IPC_LOCK, CAP_SYS_ADMIN."""

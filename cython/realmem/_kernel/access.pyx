@@ -8,8 +8,7 @@ from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from realmem._kernel.fault cimport handle_mm_fault_locked
-from realmem._kernel.host_calls cimport mutex_unlock
-from realmem._kernel.mm_lock cimport lock_live
+from realmem._kernel.mm_lock cimport lock_task, unlock_task
 from realmem._kernel.mm_types cimport (
     FAULT_OK, FAULT_READ, FAULT_WRITE, PTE_ACCESSED, PTE_DIRTY, PTE_PRESENT, PTE_RW,
     PTE_SOFT_DIRTY, TASK_SIZE, mm_struct, pte_pfn,
@@ -36,8 +35,8 @@ cdef struct tlb_entry:
 
 # Whether the lock was given up, and another live turn began.
 cdef inline bint take_turns(mm_struct* mm, uint64_t id) noexcept nogil:
-    mutex_unlock(&mm.lock)
-    return lock_live(mm, id)
+    unlock_task(mm)
+    return lock_task(mm, id)
 
 
 # The entry of addr once it allows the access.
@@ -49,7 +48,7 @@ cdef inline int soft_pte(mm_struct* mm, uint64_t addr, bint write,
     cdef uint64_t* pte = pte_offset_locked(mm, addr) if addr < <uint64_t>TASK_SIZE else NULL
     cdef int rc
     if pte == NULL or pte[0] & need != need:
-        rc = handle_mm_fault_locked(mm, addr, FAULT_WRITE if write else FAULT_READ, False)
+        rc = handle_mm_fault_locked(mm, addr, FAULT_WRITE if write else FAULT_READ, False, 0)
         if rc != FAULT_OK:
             return rc
         pte = pte_offset_locked(mm, addr)
@@ -78,7 +77,7 @@ cdef int each_page(mm_struct* mm, uint64_t id, uint64_t addr, uint64_t n, int wh
     cdef uint64_t* pte = NULL
     cdef uint8_t* at
     cdef int rc = FAULT_OK
-    if not lock_live(mm, id):
+    if not lock_task(mm, id):
         return -ESRCH
     while done < n:
         rc = soft_pte(mm, addr + done, write, &pte)
@@ -98,7 +97,7 @@ cdef int each_page(mm_struct* mm, uint64_t id, uint64_t addr, uint64_t n, int wh
         if turn & (TURN_PAGES - 1) == 0 and not take_turns(mm, id):
             done_ret[0] = done
             return -ESRCH
-    mutex_unlock(&mm.lock)
+    unlock_task(mm)
     done_ret[0] = done
     return rc
 
@@ -129,7 +128,7 @@ cdef int mm_access_all(mm_struct* mm, uint64_t id, const uint64_t* addresses,
     cdef uint8_t _seen
     cdef bint write
     cdef int rc = FAULT_OK
-    if not lock_live(mm, id):
+    if not lock_task(mm, id):
         return -ESRCH
     while i < n and rc == FAULT_OK:
         memset(tlb, 0, sizeof(tlb))
@@ -155,6 +154,6 @@ cdef int mm_access_all(mm_struct* mm, uint64_t id, const uint64_t* addresses,
         if i < n and rc == FAULT_OK and not take_turns(mm, id):
             done_ret[0] = i
             return -ESRCH
-    mutex_unlock(&mm.lock)
+    unlock_task(mm)
     done_ret[0] = i
     return rc

@@ -1,4 +1,5 @@
-# What the handler must know of x86-64: the fault's kind and place in the saved context.
+# What the handler must know of x86-64: the fault's kind and place in the saved context, and
+# the clock.
 # The only file with architecture-dependent lines of the fault path; another architecture
 # brings its own in its place.  (The page-table format is x86-64's everywhere, by choice.)
 from libc.stdint cimport uint64_t
@@ -28,9 +29,13 @@ cdef extern from *:
     {
         return (uint64_t)((const ucontext_t *)context)->uc_mcontext.gregs[REG_RIP];
     }
+    /* The time-stamp counter: constant and alike on all CPUs of today's hosts. */
+    static inline uint64_t rm_cycles(void) { return __builtin_ia32_rdtsc(); }
     #endif
     """
     # FAULT_READ, FAULT_WRITE or FAULT_EXEC.
     int fault_access "rm_fault_access"(const void* context) noexcept nogil
     # Address of the instruction that faulted.
     uint64_t fault_ip "rm_fault_ip"(const void* context) noexcept nogil
+    # A clock that costs some ten nanoseconds to read.
+    uint64_t cycles "rm_cycles"() noexcept nogil

@@ -6,10 +6,10 @@ from libc.errno cimport EAGAIN, ENOMEM, ESRCH
 from libc.stdint cimport int64_t, uint64_t
 
 from realmem._kernel.account cimport vm_stat_account
-from realmem._kernel.host_calls cimport mutex_lock, mutex_unlock
 from realmem._kernel.huge cimport move_huge_locked
+from realmem._kernel.mm_lock cimport lock_task, unlock_task
 from realmem._kernel.mm_types cimport (
-    HOST_NOACC, HOST_NONE, HOST_READ, MM_LIVE, PGDIR_SHIFT, PMD_SHIFT, PTE_DIRTY, PTE_NX,
+    HOST_NOACC, HOST_NONE, HOST_READ, PGDIR_SHIFT, PMD_SHIFT, PTE_DIRTY, PTE_NX,
     PTE_PRESENT, PTE_PROTNONE, PTE_RW, PTE_SOFT_DIRTY, PTE_SPECIAL, PUD_SHIFT, VM_ACCESS,
     VM_EXEC, VM_SHARED, VM_WRITE, anon_vma, mm_struct, pte_pfn, pte_present, pte_with_host,
     vm_area_struct, vma_cursor, vma_slot,
@@ -49,10 +49,9 @@ cdef int mm_commit(mm_struct* mm, uint64_t id, uint64_t generation, const mm_ste
     cdef transaction t
     cdef int64_t accounted, i
     cdef int rc = 0
-    mutex_lock(&mm.lock)
-    if mm.id != id or mm.state != MM_LIVE:
-        rc = -ESRCH
-    elif mm.generation != generation:
+    if not lock_task(mm, id):
+        return -ESRCH
+    if mm.generation != generation:
         rc = -EAGAIN
     else:
         rc = prepare(&t, mm, steps, n, vmas, charge)
@@ -68,7 +67,7 @@ cdef int mm_commit(mm_struct* mm, uint64_t id, uint64_t generation, const mm_ste
         tables_unreserve_locked(mm)
         # Compare mm/mmu_gather.c:tlb_finish_mmu() => check_pgt_cache() of those days.
         quicklist_trim(mm.mmu.m, PGT_CACHE_MIN, PGT_CACHE_STEP)
-    mutex_unlock(&mm.lock)
+    unlock_task(mm)
     return rc
 
 

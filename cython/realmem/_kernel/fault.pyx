@@ -12,10 +12,12 @@
 #                                    else: copied, replaced     do_wp_page
 #     entry a guard marker        -> FAULT_MAPERR
 #     entry allows it             -> the host lost it: refilled
-from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.string cimport memcpy
+from libc.stdint cimport int64_t, uint64_t
+from libc.string cimport memcpy, memset
 
 from realmem._kernel.expand cimport expand_stack_locked
+from realmem._kernel.fault_cost cimport fault_account
+from realmem._kernel.mempolicy cimport policy_node, vma_alloc_pages
 from realmem._kernel.mm_types cimport (
     FAULT_ACCERR, FAULT_HOST, FAULT_MAPERR, FAULT_OK, FAULT_OOM, FAULT_WRITE, HOST_NONE,
     HOST_READ, HOST_WRITE, PTE_ACCESSED, PTE_DIRTY, PTE_PFN_MASK, PTE_PRESENT, PTE_RW,
@@ -23,7 +25,6 @@ from realmem._kernel.mm_types cimport (
     is_kernel_mm, linear_page_index, mm_struct, pte_host, pte_pfn, pte_present, vm_area_struct,
     vma_slot,
 )
-from realmem._kernel.page_alloc cimport alloc_pages_node
 from realmem._kernel.percpu cimport count_vm_event
 from realmem._kernel.folio cimport anon_folio_fault, folios_wanted, make_entry
 from realmem._kernel.huge cimport fill_huge_locked, reuse_huge_locked
@@ -33,11 +34,16 @@ from realmem._kernel.pgtable cimport (
 from realmem._kernel.rmap cimport anon_vma_prepare
 from realmem._kernel.shmem cimport shmem_get_page
 from realmem._kernel.tlb cimport tlb_fill_locked, tlb_install_locked
+from realmem._kernel.vm_fault cimport (
+    KIND_ANON, KIND_COW, KIND_REFILL, KIND_REUSE, KIND_SHARED, KIND_ZERO_PAGE, PART_ALLOC,
+    PART_HOST_MAP, PART_VMA, PART_WALK, PART_ZERO_OR_COPY, fault_begins, kind_known, part_done,
+    vm_fault,
+)
 from realmem._kernel.vmaindex cimport vma_find
 from realmem._kernel.zap cimport mlock_page, page_add_new_anon_rmap, page_remove_rmap
 from realmem.compiler cimport SEQ_CST, atomic64_add_return, likely, load64, unlikely
 from realmem.types cimport (
-    GFP_HIGHUSER_MOVABLE, GFP_ZERO, HOST_SPURIOUS, PAGE_SHIFT, PAGE_SIZE, PGFAULT, PGREUSE,
+    GFP_HIGHUSER_MOVABLE, HOST_SPURIOUS, PAGE_SHIFT, PAGE_SIZE, PGFAULT, PGREUSE,
     PG_anon, PG_anon_exclusive, machine, page, page_address,
     page_counts, page_to_pfn, pfn_to_page,
 )
@@ -52,58 +58,73 @@ cdef enum:
     WRITTEN = PTE_RW | PTE_DIRTY | PTE_SOFT_DIRTY
 
 
-cdef int handle_mm_fault_locked(mm_struct* mm, uint64_t addr, int access,
-                                bint hardware) noexcept nogil:
+cdef int handle_mm_fault_locked(mm_struct* mm, uint64_t addr, int access, bint hardware,
+                                uint64_t entered) noexcept nogil:
+    cdef vm_fault f
     cdef vma_slot* slot
-    cdef vm_area_struct* vma
-    cdef uint64_t* pte
-    cdef uint64_t entry
     cdef int rc
+    memset(&f, 0, sizeof(vm_fault))
+    f.mm = mm
+    f.address = addr
+    f.access = access
+    f.hardware = hardware
+    fault_begins(&f, entered)
     if addr >= <uint64_t>TASK_SIZE:
-        return vmalloc_fault(mm, addr, access) if is_kernel_mm(mm) else FAULT_MAPERR
+        return vmalloc_fault(&f) if is_kernel_mm(mm) else FAULT_MAPERR
     slot = vma_find(&mm.vmas, addr)
     if slot == NULL or (addr < slot.start and expand_stack_locked(mm, slot, addr) != 0):
         return FAULT_MAPERR
-    vma = slot.vma
-    if not access_ok(vma, access):
+    f.vma = slot.vma
+    if not access_ok(f.vma, access):
         return FAULT_ACCERR
-    pte = pte_alloc_locked(mm, addr)
-    if unlikely(pte == NULL):
+    part_done(&f, PART_VMA)
+    f.pte = pte_alloc_locked(mm, addr)
+    if unlikely(f.pte == NULL):
         return FAULT_OOM
-    entry = pte[0]
+    part_done(&f, PART_WALK)
+    rc = handle_pte_fault(&f)
+    if likely(rc == FAULT_OK):
+        fault_account(&f)
+    return rc
+
+
+# Mirrors: mm/memory.c:handle_pte_fault().
+cdef inline int handle_pte_fault(vm_fault* f) noexcept nogil:
+    cdef uint64_t entry = f.pte[0]
+    cdef int rc
     if entry == 0:
-        if vma.vm_object != NULL:
-            rc = do_shared_fault(mm, vma, addr, pte, access, hardware)
+        if f.vma.vm_object != NULL:
+            rc = do_shared_fault(f)
         else:
-            rc = do_anonymous_page(mm, vma, addr, pte, access, hardware)
+            rc = do_anonymous_page(f)
     elif unlikely(not pte_present(entry)):
         rc = FAULT_MAPERR                       # a guard region
-    elif access == FAULT_WRITE and not entry & PTE_RW:
-        if vma.vm_flags & VM_SHARED:
-            rc = install(mm, addr, pte, entry | WRITTEN | PTE_ACCESSED,
-                         HOST_WRITE if hardware else HOST_NONE)
+    elif f.access == FAULT_WRITE and not entry & PTE_RW:
+        if f.vma.vm_flags & VM_SHARED:
+            kind_known(f, KIND_REUSE)
+            rc = install(f, entry | WRITTEN | PTE_ACCESSED, HOST_WRITE)
         else:
-            rc = do_wp_page(mm, vma, addr, pte, hardware)
+            rc = do_wp_page(f)
     else:
-        return refill(mm, addr, pte, access, hardware)
+        return refill(f)
     # mm/memory.c:mm_account_fault(): what failed is no fault of the task's.
-    count_vm_event(mm.mmu.m, PGFAULT, rc != FAULT_OOM)
+    count_vm_event(f.mm.mmu.m, PGFAULT, rc != FAULT_OOM)
     if likely(rc == FAULT_OK or rc == FAULT_HOST):
-        mm.core.owner.min_flt += 1
+        f.mm.core.owner.min_flt += 1
     return rc
 
 
 # The vmalloc area's page tables are the truth for it, too; what the host lost comes back, the
 # run of frames that the address lies in at a time.
 # Compare arch/x86/mm/fault.c:vmalloc_fault() (until 5.7), which copied a PGD entry.
-cdef int vmalloc_fault(mm_struct* mm, uint64_t addr, int access) noexcept nogil:
-    cdef uint64_t* pte = pte_offset_locked(mm, addr)
-    cdef uint64_t first = addr & ~<uint64_t>(PAGE_SIZE - 1)
+cdef int vmalloc_fault(vm_fault* f) noexcept nogil:
+    cdef uint64_t* pte = pte_offset_locked(f.mm, f.address)
+    cdef uint64_t first = f.address & ~<uint64_t>(PAGE_SIZE - 1)
     cdef uint64_t last = first
     cdef uint64_t* at
     if pte == NULL or not pte[0] & PTE_PRESENT:
         return FAULT_MAPERR
-    if access == FAULT_WRITE and not pte[0] & PTE_RW:
+    if f.access == FAULT_WRITE and not pte[0] & PTE_RW:
         return FAULT_ACCERR
     if pte_host(pte[0]) == HOST_NONE:
         at = pte
@@ -114,8 +135,9 @@ cdef int vmalloc_fault(mm_struct* mm, uint64_t addr, int access) noexcept nogil:
         while ((last >> PAGE_SHIFT) + 1) & 511 and (at + 1)[0] == at[0] + PAGE_SIZE:
             last += PAGE_SIZE
             at += 1
-        tlb_fill_locked(mm, first, last + PAGE_SIZE)
-    return refill(mm, addr, pte, access, True)
+        tlb_fill_locked(f.mm, first, last + PAGE_SIZE)
+    f.pte = pte
+    return refill(f)
 
 
 # Mirrors: arch/x86/mm/fault.c:access_error(); PROT_WRITE or PROT_EXEC alone is readable.
@@ -126,62 +148,75 @@ cdef inline bint access_ok(const vm_area_struct* vma, int access) noexcept nogil
 
 
 # The entry allows the access already: another thread was faster, or it is a TLB miss.
-cdef int refill(mm_struct* mm, uint64_t addr, uint64_t* pte, int access,
-                bint hardware) noexcept nogil:
-    cdef uint64_t entry = pte[0] | PTE_ACCESSED
+cdef int refill(vm_fault* f) noexcept nogil:
+    cdef uint64_t entry = f.pte[0] | PTE_ACCESSED
     cdef unsigned int host = HOST_NONE
-    if access == FAULT_WRITE:
+    if f.vma != NULL:               # NULL: the vmalloc area's, which is not noted
+        kind_known(f, KIND_REFILL)
+    if f.access == FAULT_WRITE:
         entry |= PTE_DIRTY | PTE_SOFT_DIRTY
-    if hardware:
+    if f.hardware:
         # An entry that was written before is opened for writing at once.
         host = HOST_WRITE if entry & PTE_RW and entry & PTE_DIRTY else HOST_READ
-        count_vm_event(mm.mmu.m, HOST_SPURIOUS, 1)
+        count_vm_event(f.mm.mmu.m, HOST_SPURIOUS, 1)
         if pte_host(entry) >= host:
-            pte[0] = entry
+            f.pte[0] = entry
             return FAULT_OK
-        if unlikely(is_huge_locked(mm, addr)):
-            pte[0] = entry
-            fill_huge_locked(mm, addr)
-    return install(mm, addr, pte, entry, host)
+        if unlikely(is_huge_locked(f.mm, f.address)):
+            f.pte[0] = entry
+            fill_huge_locked(f.mm, f.address)
+    return install(f, entry, host)
 
 
-cdef inline int install(mm_struct* mm, uint64_t addr, uint64_t* pte, uint64_t entry,
-                        unsigned int host) noexcept nogil:
-    return FAULT_OK if tlb_install_locked(mm, addr, pte, entry, host) == 0 else FAULT_HOST
-
-
-# Which node a frame comes from: a raw fault takes it from that of the CPU that it happens on,
-# a software access from where the process is said to run.
-cdef inline int fault_node(const mm_struct* mm, bint hardware) noexcept nogil:
-    return -1 if hardware else mm.core.owner.nid
+# Set the entry; a raw access needs the host's mapping as well.
+cdef inline int install(vm_fault* f, uint64_t entry, unsigned int host) noexcept nogil:
+    cdef int rc = tlb_install_locked(f.mm, f.address, f.pte, entry,
+                                     host if f.hardware else <unsigned int>HOST_NONE)
+    part_done(f, PART_HOST_MAP)
+    return FAULT_OK if rc == 0 else FAULT_HOST
 
 
 # ---- private anonymous memory -----------------------------------------------
 
 # Mirrors: mm/memory.c:do_anonymous_page().
-cdef int do_anonymous_page(mm_struct* mm, vm_area_struct* vma, uint64_t addr, uint64_t* pte,
-                           int access, bint hardware) noexcept nogil:
+cdef int do_anonymous_page(vm_fault* f) noexcept nogil:
+    cdef mm_struct* mm = f.mm
     cdef page* p
-    if access != FAULT_WRITE:
-        return install(mm, addr, pte, make_entry(vma, mm.mmu.zero_pfn) | PTE_SPECIAL,
-                       HOST_READ if hardware else HOST_NONE)
-    if unlikely(folios_wanted(mm, vma) != 0):
-        if anon_folio_fault(mm, vma, addr, pte, fault_node(mm, hardware), hardware) == 0:
-            return FAULT_OK
-    p = anon_page(mm, vma, addr, GFP_HIGHUSER_MOVABLE | GFP_ZERO, hardware)
+    if f.access != FAULT_WRITE:
+        kind_known(f, KIND_ZERO_PAGE)
+        return install(f, make_entry(f.vma, mm.mmu.zero_pfn) | PTE_SPECIAL, HOST_READ)
+    kind_known(f, KIND_ANON)
+    if unlikely(folios_wanted(mm, f.vma) != 0) and anon_folio_fault(f) == 0:
+        return FAULT_OK
+    p = new_anon_page(f, NULL)
     if p == NULL:
         return FAULT_OOM
-    return install(mm, addr, pte, make_entry(vma, page_to_pfn(mm.mmu.m, p)) | WRITTEN,
-                   HOST_WRITE if hardware else HOST_NONE)
+    return install(f, make_entry(f.vma, page_to_pfn(mm.mmu.m, p)) | WRITTEN, HOST_WRITE)
 
 
-# A frame for addr, mapped once, exclusive, counted.
-cdef page* anon_page(mm_struct* mm, vm_area_struct* vma, uint64_t addr, uint32_t gfp,
-                     bint hardware) noexcept nogil:
+# A frame for the fault, a copy of `source` or zero.
+cdef inline page* new_anon_page(vm_fault* f, const page* source) noexcept nogil:
+    cdef machine* m = f.mm.mmu.m
+    # No constant to gcc: what it puts in the place of libc's memset is slower by a third.
+    cdef uint64_t length = <uint64_t>PAGE_SIZE << f.order
+    cdef page* p = anon_page(f.mm, f.vma, f.address, source)
+    if unlikely(p == NULL):
+        return NULL
+    part_done(f, PART_ALLOC)
+    if source != NULL:
+        memcpy(<void*>page_address(m, p), <void*>page_address(m, source), length)
+    else:
+        memset(<void*>page_address(m, p), 0, length)
+    part_done(f, PART_ZERO_OR_COPY)
+    return p
+
+
+cdef page* anon_page(mm_struct* mm, vm_area_struct* vma, uint64_t addr,
+                     const page* source) noexcept nogil:
     cdef page* p
     if unlikely(vma.anon_vma == NULL) and anon_vma_prepare(mm, vma) != 0:
         return NULL
-    p = alloc_pages_node(mm.mmu.m, fault_node(mm, hardware), gfp, 0)
+    p = vma_alloc_pages(mm, vma, addr, GFP_HIGHUSER_MOVABLE, 0, source)
     if unlikely(p == NULL):
         return NULL
     page_add_new_anon_rmap(mm, vma, addr, p)
@@ -191,21 +226,20 @@ cdef page* anon_page(mm_struct* mm, vm_area_struct* vma, uint64_t addr, uint32_t
 # A store to a present, read-only entry of a writable VMA.  Every host mapping of the frame
 # is read-only (fork saw to that before it shared it), so that the copy cannot miss a store.
 # Mirrors: mm/memory.c:do_wp_page() => wp_page_reuse(), wp_page_copy().
-cdef int do_wp_page(mm_struct* mm, vm_area_struct* vma, uint64_t addr, uint64_t* pte,
-                    bint hardware) noexcept nogil:
-    cdef machine* m = mm.mmu.m
-    cdef uint64_t entry = pte[0]
+cdef int do_wp_page(vm_fault* f) noexcept nogil:
+    cdef machine* m = f.mm.mmu.m
+    cdef uint64_t entry = f.pte[0]
     cdef bint zero = entry & PTE_SPECIAL != 0
     cdef page* old = pfn_to_page(m, pte_pfn(entry))
     cdef page* new
-    cdef unsigned int host = HOST_WRITE if hardware else HOST_NONE
     cdef int rc
-    if unlikely(is_huge_locked(mm, addr)):
-        if reuse_huge_locked(mm, addr, True):
-            if hardware:
-                fill_huge_locked(mm, addr)
-            return install(mm, addr, pte, pte[0], host)
-        split_huge_locked(mm, addr)     # this page is going to differ from its neighbours
+    if unlikely(is_huge_locked(f.mm, f.address)):
+        if reuse_huge_locked(f.mm, f.address, True):
+            kind_known(f, KIND_REUSE)
+            if f.hardware:
+                fill_huge_locked(f.mm, f.address)
+            return install(f, f.pte[0], HOST_WRITE)
+        split_huge_locked(f.mm, f.address)  # this page is going to differ from its neighbours
     if not zero and old.flags & (1 << PG_anon) and (
             old.flags & (1 << PG_anon_exclusive)
             or load64(&old.counts.word) == ONE_OWNER):
@@ -213,15 +247,15 @@ cdef int do_wp_page(mm_struct* mm, vm_area_struct* vma, uint64_t addr, uint64_t*
         # one: sharing needs an entry that maps it, and the only one is under our lock.
         old.flags |= 1 << PG_anon_exclusive
         count_vm_event(m, PGREUSE, 1)
-        return install(mm, addr, pte, entry | WRITTEN | PTE_ACCESSED, host)
-    new = anon_page(mm, vma, addr, GFP_HIGHUSER_MOVABLE | (GFP_ZERO if zero else 0), hardware)
+        kind_known(f, KIND_REUSE)
+        return install(f, entry | WRITTEN | PTE_ACCESSED, HOST_WRITE)
+    kind_known(f, KIND_ANON if zero else KIND_COW)
+    new = new_anon_page(f, NULL if zero else old)
     if new == NULL:
         return FAULT_OOM
+    rc = install(f, make_entry(f.vma, page_to_pfn(m, new)) | WRITTEN, HOST_WRITE)
     if not zero:
-        memcpy(<void*>page_address(m, new), <void*>page_address(m, old), PAGE_SIZE)
-    rc = install(mm, addr, pte, make_entry(vma, page_to_pfn(m, new)) | WRITTEN, host)
-    if not zero:
-        page_remove_rmap(mm, old)
+        page_remove_rmap(f.mm, old)
     return rc
 
 
@@ -245,47 +279,42 @@ cdef int unshare_page_locked(mm_struct* mm, uint64_t addr, uint64_t* pte) noexce
     if load64(&old.counts.word) == ONE_OWNER:
         old.flags |= 1 << PG_anon_exclusive
         return FAULT_OK
-    new = anon_page(mm, slot.vma, addr, GFP_HIGHUSER_MOVABLE, False)
+    new = anon_page(mm, slot.vma, addr, old)
     if new == NULL:
         return FAULT_OOM
     memcpy(<void*>page_address(m, new), <void*>page_address(m, old), PAGE_SIZE)
-    rc = install(mm, addr, pte, (entry & ~<uint64_t>PTE_PFN_MASK) | (
+    rc = tlb_install_locked(mm, addr, pte, (entry & ~<uint64_t>PTE_PFN_MASK) | (
         page_to_pfn(m, new) << PAGE_SHIFT), HOST_NONE)
     page_remove_rmap(mm, old)
-    return rc
+    return FAULT_OK if rc == 0 else FAULT_HOST
 
 
 # ---- shared memory ----------------------------------------------------------
 
 # Mirrors: mm/memory.c:do_read_fault(), do_shared_fault().
-cdef int do_shared_fault(mm_struct* mm, vm_area_struct* vma, uint64_t addr, uint64_t* pte,
-                         int access, bint hardware) noexcept nogil:
+cdef int do_shared_fault(vm_fault* f) noexcept nogil:
+    cdef mm_struct* mm = f.mm
+    cdef vm_area_struct* vma = f.vma
     cdef uint64_t entry
-    cdef unsigned int host = HOST_NONE
     cdef int rc = FAULT_OK
     cdef page* p
-    if access != FAULT_WRITE and mm.mmu.fault_around > PAGE_SIZE:
-        fault_around(mm, vma, addr, pte)
-        if pte[0] != 0:
-            return refill_new(mm, addr, pte, hardware)
-    p = shmem_get_page(vma.vm_object, linear_page_index(vma, addr), fault_node(mm, hardware),
-                       True, &rc)
+    kind_known(f, KIND_SHARED)
+    if f.access != FAULT_WRITE and mm.mmu.fault_around > PAGE_SIZE:
+        fault_around(mm, vma, f.address, f.pte)
+        if f.pte[0] != 0:
+            return install(f, f.pte[0] | PTE_ACCESSED, HOST_READ)
+    p = shmem_get_page(vma.vm_object, linear_page_index(vma, f.address),
+                       policy_node(mm, vma, f.address, NULL), True, &rc)
     if p == NULL:
         return rc
+    part_done(f, PART_ALLOC)
     map_shared(mm, vma, p)
     # Nothing is written back: what may be written is writable from the first access on.
     entry = make_entry(vma, page_to_pfn(mm.mmu.m, p)) | (
         PTE_RW if vma.vm_flags & VM_WRITE else 0)
-    if access == FAULT_WRITE:
-        entry |= WRITTEN
-    if hardware:
-        host = HOST_WRITE if access == FAULT_WRITE else HOST_READ
-    return install(mm, addr, pte, entry, host)
-
-
-cdef inline int refill_new(mm_struct* mm, uint64_t addr, uint64_t* pte,
-                           bint hardware) noexcept nogil:
-    return install(mm, addr, pte, pte[0] | PTE_ACCESSED, HOST_READ) if hardware else FAULT_OK
+    if f.access == FAULT_WRITE:
+        return install(f, entry | WRITTEN, HOST_WRITE)
+    return install(f, entry, HOST_READ)
 
 
 # The reference that the lookup took becomes the mapping's.

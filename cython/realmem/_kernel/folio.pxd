@@ -6,6 +6,7 @@ from realmem._kernel.mm_types cimport (
     PTE_ACCESSED, PTE_NX, PTE_PRESENT, PTE_PROTNONE, PTE_USER, VM_ACCESS, VM_EXEC, VM_HUGEPAGE,
     VM_NOHUGEPAGE, mm_struct, vm_area_struct,
 )
+from realmem._kernel.vm_fault cimport vm_fault
 from realmem.types cimport PAGE_SHIFT
 
 # The orders that a VMA's faults may try, bit by bit.
@@ -24,8 +25,7 @@ cdef inline uint32_t folios_wanted(const mm_struct* mm,
 # Serve a write fault with the largest folio that fits the VMA, meets no other entry and is to
 # be had; its frames are independent of each other from then on.
 # Returns: 0; -1: none, a single page it is.
-cdef int anon_folio_fault(mm_struct* mm, vm_area_struct* vma, uint64_t addr, uint64_t* pte,
-                          int nid, bint hardware) noexcept nogil
+cdef int anon_folio_fault(vm_fault* f) noexcept nogil
 
 # vma->vm_page_prot, without the right to write.
 cdef inline uint64_t make_entry(const vm_area_struct* vma, uint64_t pfn) noexcept nogil:

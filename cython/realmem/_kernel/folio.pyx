@@ -4,29 +4,35 @@
 # counts of its own, so that copying, unmapping and freeing a part of one is nothing special.
 # (Linux keeps the folio together, and what is left of one when a part is unmapped.)
 from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.string cimport memset
 
+from realmem._kernel.mempolicy cimport vma_alloc_pages
 from realmem._kernel.mm_types cimport (
     PMD_SHIFT, PTE_DIRTY, PTE_RW, PTE_SOFT_DIRTY, mm_struct, mmu, vm_area_struct,
 )
-from realmem._kernel.page_alloc cimport alloc_pages_node, split_page
+from realmem._kernel.page_alloc cimport split_page
 from realmem._kernel.pgtable cimport make_huge_locked, set_pte_locked
 from realmem._kernel.rmap cimport anon_vma_prepare
 from realmem._kernel.tlb cimport tlb_fill_locked
+from realmem._kernel.vm_fault cimport (
+    PART_ALLOC, PART_HOST_MAP, PART_ZERO_OR_COPY, part_done, vm_fault,
+)
 from realmem._kernel.zap cimport page_add_new_anon_rmap
 from realmem.compiler cimport SEQ_CST, atomic64_add_return, fls
 from realmem.types cimport (
     GFP_DIRECT_RECLAIM, GFP_HIGHUSER_MOVABLE, GFP_KSWAPD_RECLAIM, GFP_NOMEMALLOC, GFP_NOWARN,
-    GFP_ZERO, HPAGE_PMD_ORDER, PAGE_SHIFT, PAGE_SIZE, page, page_to_pfn,
+    HPAGE_PMD_ORDER, PAGE_SHIFT, PAGE_SIZE, page, page_address, page_to_pfn,
 )
 
 cdef enum:
     # GFP_TRANSHUGE_LIGHT: no reclaim for it; and split, it is no compound page.
-    FOLIO_GFP = ((GFP_HIGHUSER_MOVABLE | GFP_NOMEMALLOC | GFP_NOWARN | GFP_ZERO)
+    FOLIO_GFP = ((GFP_HIGHUSER_MOVABLE | GFP_NOMEMALLOC | GFP_NOWARN)
                  & ~(GFP_DIRECT_RECLAIM | GFP_KSWAPD_RECLAIM))
 
 
-cdef int anon_folio_fault(mm_struct* mm, vm_area_struct* vma, uint64_t addr, uint64_t* pte,
-                          int nid, bint hardware) noexcept nogil:
+cdef int anon_folio_fault(vm_fault* f) noexcept nogil:
+    cdef mm_struct* mm = f.mm
+    cdef vm_area_struct* vma = f.vma
     cdef uint32_t orders = folios_wanted(mm, vma)
     cdef mmu* u = mm.mmu
     cdef unsigned int order
@@ -37,21 +43,26 @@ cdef int anon_folio_fault(mm_struct* mm, vm_area_struct* vma, uint64_t addr, uin
         order = fls(orders)
         orders &= ~(<uint32_t>1 << order)
         length = <uint64_t>PAGE_SIZE << order
-        start = addr & ~(length - 1)
+        start = f.address & ~(length - 1)
         if start < vma.vm_start or start + length > vma.vm_end:
             continue
-        first = pte - ((addr - start) >> PAGE_SHIFT)
+        first = f.pte - ((f.address - start) >> PAGE_SHIFT)
         if not all_empty(first, <uint64_t>1 << order):
             continue
         if anon_vma_prepare(mm, vma) != 0:
             return -1
-        p = alloc_pages_node(u.m, nid, FOLIO_GFP, order)
+        p = vma_alloc_pages(mm, vma, f.address, FOLIO_GFP, order, NULL)
         count(u, order, p != NULL)
         if p == NULL:
             continue
+        part_done(f, PART_ALLOC)
+        memset(<void*>page_address(u.m, p), 0, length)
+        part_done(f, PART_ZERO_OR_COPY)
         map_folio(mm, vma, start, first, p, order)
-        if hardware:
+        if f.hardware:
             tlb_fill_locked(mm, start, start + length)
+        part_done(f, PART_HOST_MAP)
+        f.order = order
         return 0
     return -1
 

@@ -3,9 +3,9 @@
 from libc.errno cimport ENOMEM, ESRCH
 from libc.stdint cimport uint64_t
 
-from realmem._kernel.host_calls cimport mutex_lock, mutex_unlock
+from realmem._kernel.mm_lock cimport lock_task, unlock_task
 from realmem._kernel.mm_types cimport (
-    HOST_NOACC, HOST_READ, MM_LIVE, PTE_ACCESSED, PTE_DIRTY, PTE_GUARD, PTE_RW,
+    HOST_NOACC, HOST_READ, PTE_ACCESSED, PTE_DIRTY, PTE_GUARD, PTE_RW,
     PTE_SOFT_DIRTY, PTE_SPECIAL, mm_struct, pte_pfn, pte_present, vma_slot,
 )
 from realmem._kernel.pgtable cimport (
@@ -23,10 +23,9 @@ from realmem.types cimport PAGE_SIZE, PG_anon, PG_swapbacked, page, pfn_to_page
 cdef int mm_advise(mm_struct* mm, uint64_t id, uint64_t start, uint64_t end,
                    int what) noexcept nogil:
     cdef int rc = 0
-    mutex_lock(&mm.lock)
-    if mm.id != id or mm.state != MM_LIVE:
-        rc = -ESRCH
-    elif what == ADVISE_DONTNEED:
+    if not lock_task(mm, id):
+        return -ESRCH
+    if what == ADVISE_DONTNEED:
         zap_range_locked(mm, start, end, NULL, False)
         free_pgtables_locked(mm, start, end)
     elif what == ADVISE_GUARD_INSTALL:
@@ -40,7 +39,7 @@ cdef int mm_advise(mm_struct* mm, uint64_t id, uint64_t start, uint64_t end,
         change_range(mm, start, end, what)
         if what == ADVISE_GUARD_REMOVE:
             free_pgtables_locked(mm, start, end)
-    mutex_unlock(&mm.lock)
+    unlock_task(mm)
     return rc
 
 

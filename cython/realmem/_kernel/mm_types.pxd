@@ -200,6 +200,11 @@ cdef struct vmap_space:
     vmap_area* spare            # descriptors, while an area is made
     uint64_t seed
 
+# How long faults of one kind took (fault_cost.pxd).
+cdef struct fault_cost:
+    int64_t count               # atomic, as the buckets
+    uint32_t buckets[6][272]    # NR_FAULT_PARTS, NR_BUCKETS
+
 # A machine's part in paging: made with its first process.
 cdef struct mmu:
     machine* m
@@ -241,6 +246,8 @@ cdef struct mmu:
     int64_t mthp_fallback[16]
     # Fault-around, bytes: a power of two of pages (debugfs fault_around_bytes).
     uint64_t fault_around
+    int32_t cow_node            # where copies go, COW_* of mempolicy.pxd
+    fault_cost* costs           # slots; fault_cost.pyx knows their order
 
 cdef enum: NR_SCRATCH = 64
 cdef enum:
@@ -255,6 +262,8 @@ cdef struct task_struct:
     mm_struct* mm
     int64_t min_flt
     int64_t maj_flt
+    uint64_t nr_software        # faults of the software MMU
+    uint32_t nr_timed[6]        # ... of each kind that were timed, KIND_* of vm_fault.pxd
 
 # What an address space has while it lives.  Guarded by mm.lock.
 cdef enum:

@@ -47,3 +47,7 @@ cdef shmem* mm_object_get(mm_struct* mm, uint64_t id, uint64_t start, uint64_t e
 
 # No VMA is new any more: VM_SOFTDIRTY goes.
 cdef void mm_clear_soft_dirty(mm_struct* mm, uint64_t id) noexcept nogil
+
+# Say on which node the process's own accesses and calls run; -1: where their thread does.
+# Returns: 0, or -ESRCH.
+cdef int mm_run_on(mm_struct* mm, uint64_t id, int nid) noexcept nogil

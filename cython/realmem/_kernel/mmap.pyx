@@ -9,7 +9,7 @@ from realmem._kernel.account cimport vm_stat_account
 from realmem._kernel.fault cimport anon_page
 from realmem._kernel.host_calls cimport mutex_lock, mutex_unlock
 from realmem._kernel.huge cimport copy_huge_locked
-from realmem._kernel.mm_lock cimport lock_live
+from realmem._kernel.mm_lock cimport lock_live, lock_task, unlock_task
 from realmem._kernel.mm_types cimport (
     GUP_PIN_COUNTING_BIAS, HOST_NONE, HOST_READ, MM_DEAD, NR_RLIMITS,
     PMD_SHIFT, PTE_PFN_MASK, PTE_RW, PTE_SPECIAL, TASK_SIZE, VM_ACCOUNT, VM_DONTCOPY,
@@ -35,7 +35,7 @@ from realmem._kernel.window cimport mm_core_put
 from realmem._kernel.zap cimport page_dup_rmap, zap_range_locked
 from realmem.compiler cimport SEQ_CST, atomic64_add_return
 from realmem.types cimport (
-    GFP_HIGHUSER_MOVABLE, PAGE_SHIFT, PAGE_SIZE, page, page_address, page_to_pfn, pfn_address,
+    PAGE_SHIFT, PAGE_SIZE, page, page_address, page_to_pfn, pfn_address,
     pfn_to_page,
 )
 
@@ -50,7 +50,7 @@ cdef int mm_fork(mm_struct* parent, uint64_t parent_id, mm_struct* child) noexce
     cdef int rc
     cdef vma_cursor cursor
     cdef vma_slot* slot
-    if not lock_live(parent, parent_id):
+    if not lock_task(parent, parent_id):
         return -ESRCH
     mutex_lock(&child.lock)         # the younger of the two: ascending ids
     rc = dup_vmas(parent, child)
@@ -68,7 +68,7 @@ cdef int mm_fork(mm_struct* parent, uint64_t parent_id, mm_struct* child) noexce
                 rc = copy_page_range(parent, child, slot)
             slot = vma_next(&cursor)
     mutex_unlock(&child.lock)
-    mutex_unlock(&parent.lock)
+    unlock_task(parent)
     return rc
 
 
@@ -186,7 +186,7 @@ cdef uint64_t copy_pinned(mm_struct* parent, mm_struct* child, const vma_slot* s
                           uint64_t addr, uint64_t entry) noexcept nogil:
     cdef vma_slot* theirs = vma_find(&child.vmas, addr)
     cdef page* p
-    p = anon_page(child, theirs.vma, addr, GFP_HIGHUSER_MOVABLE, False)
+    p = anon_page(child, theirs.vma, addr, pfn_to_page(parent.mmu.m, pte_pfn(entry)))
     if p == NULL:
         return 0
     memcpy(<void*>page_address(child.mmu.m, p), <void*>pfn_address(child.mmu.m, pte_pfn(entry)),
@@ -351,3 +351,11 @@ cdef void mm_clear_soft_dirty(mm_struct* mm, uint64_t id) noexcept nogil:
         slot.vma.vm_flags &= ~<uint64_t>VM_SOFTDIRTY
         slot = vma_next(&cursor)
     mutex_unlock(&mm.lock)
+
+
+cdef int mm_run_on(mm_struct* mm, uint64_t id, int nid) noexcept nogil:
+    if not lock_live(mm, id):
+        return -ESRCH
+    mm.core.owner.nid = nid
+    mutex_unlock(&mm.lock)
+    return 0

@@ -53,6 +53,10 @@ cdef void area_enter_locked(cpu_area* area) noexcept nogil
 # Note which CPU, and so which node, the thread runs on.
 cdef void area_set_cpu(cpu_area* area) noexcept nogil
 
+# Until it is undone (nid -1), the calling thread works as a CPU of another node would: what
+# takes memory without naming a node takes that one's, and counts as local there.
+cdef void area_run_on(machine* m, int nid) noexcept nogil
+
 # What the slab allocator wants to know, being above this: inside its area, a thread has come
 # to a CPU of another node; outside, it ends.
 cdef void set_slab_hooks(void (*new_node)(machine* m, cpu_area* area) noexcept nogil,

@@ -67,9 +67,20 @@ cdef void area_set_cpu(cpu_area* area) noexcept nogil:
     cdef int cpu = this_cpu_id()
     cdef int nid = m.cpu_to_node[cpu] if 0 <= cpu < m.nr_cpu_ids else m.cpu_to_node[0]
     area.cpu = cpu
+    if area.run_on > 0:
+        nid = <int>area.run_on - 1
     forget_allocs(area)
     if nid != area.nid or area.node_bytes == 0:
         area_set_node(m, area, nid)
+
+
+cdef void area_run_on(machine* m, int nid) noexcept nogil:
+    cdef cpu_area* area = area_enter(m)
+    # The shared area, for want of host memory, is not one thread's to change.
+    if area != m.shared_area and area.run_on != nid + 1:
+        area.run_on = nid + 1
+        area_set_cpu(area)
+    area_exit(area)
 
 
 cdef void area_set_node(machine* m, cpu_area* area, int nid) noexcept nogil:

@@ -5,9 +5,10 @@ from libc.stdint cimport int64_t, uint64_t
 
 from realmem._kernel.fault cimport handle_mm_fault_locked, unshare_page_locked
 from realmem._kernel.host_calls cimport mutex_lock, mutex_unlock
+from realmem._kernel.mm_lock cimport lock_task, unlock_task
 from realmem._kernel.mm_types cimport (
     FAULT_HOST, FAULT_OK, FAULT_READ, FAULT_WRITE, GUP_PIN_COUNTING_BIAS, HOST_READ,
-    HOST_WRITE, MM_LIVE, mm_struct, pte_host, pte_pfn,
+    HOST_WRITE, mm_struct, pte_host, pte_pfn,
 )
 from realmem._kernel.page_free cimport put_page
 from realmem._kernel.pgtable cimport pte_offset_locked
@@ -23,10 +24,9 @@ cdef int mm_pin(mm_struct* mm, uint64_t id, uint64_t start, uint64_t end, bint w
                 uint64_t* pfns_ret, uint64_t* fault_ret) noexcept nogil:
     cdef uint64_t addr = start
     cdef int rc = FAULT_OK
-    mutex_lock(&mm.lock)
-    if mm.id != id or mm.state != MM_LIVE:
-        rc = -ESRCH
-    elif mm.nr_pins == MAX_PINS:
+    if not lock_task(mm, id):
+        return -ESRCH
+    if mm.nr_pins == MAX_PINS:
         rc = -ENOMEM
     else:
         # Listed first, so that no flush for the budget takes what was mapped already.
@@ -41,13 +41,13 @@ cdef int mm_pin(mm_struct* mm, uint64_t id, uint64_t start, uint64_t end, bint w
             fault_ret[0] = addr
             unlist(mm, start, end)
             unpin(mm.mmu.m, pfns_ret, (addr - start) >> PAGE_SHIFT)
-    mutex_unlock(&mm.lock)
+    unlock_task(mm)
     return rc
 
 
 cdef int pin_page(mm_struct* mm, uint64_t addr, bint write, uint64_t* pfn_ret) noexcept nogil:
     cdef int access = FAULT_WRITE if write else FAULT_READ
-    cdef int rc = handle_mm_fault_locked(mm, addr, access, True)
+    cdef int rc = handle_mm_fault_locked(mm, addr, access, True, 0)
     cdef uint64_t* pte
     if rc != FAULT_OK:
         return rc
@@ -55,7 +55,7 @@ cdef int pin_page(mm_struct* mm, uint64_t addr, bint write, uint64_t* pfn_ret) n
     if not write:
         rc = unshare_page_locked(mm, addr, pte)
         if rc == FAULT_OK:
-            rc = handle_mm_fault_locked(mm, addr, access, True)
+            rc = handle_mm_fault_locked(mm, addr, access, True, 0)
         if rc != FAULT_OK:
             return rc
     if pte_host(pte[0]) < (HOST_WRITE if write else HOST_READ):

@@ -22,6 +22,7 @@ from realmem._kernel.mm_types cimport (
     GIB_SHIFT, MM_DEAD, MM_FREE, MM_LIVE, NR_RLIMITS, NR_SCRATCH, RLIM_MEMLOCK, RLIM_STACK,
     mm_core, mm_struct, mmu, pin_range, task_struct, vma_chunk, vma_dir, window, window_of,
 )
+from realmem._kernel.percpu cimport area_run_on
 from realmem._kernel.pgtable cimport pgd_alloc
 from realmem._kernel.vmaindex cimport NR_VMA_CHUNKS, vma_index_clear
 from realmem.compiler cimport SEQ_CST, atomic64_add_return, load64, peek_int, store64
@@ -149,7 +150,9 @@ cdef int mm_cover(mm_struct* mm, uint64_t id, uint64_t start, uint64_t end) noex
 cdef int core_get(mm_struct* mm, int nid) noexcept nogil:
     cdef machine* m = mm.mmu.m
     cdef int i
-    cdef task_struct* owner = <task_struct*>kernel_alloc(m, TASK_STRUCT)
+    cdef task_struct* owner
+    area_run_on(m, nid)
+    owner = <task_struct*>kernel_alloc(m, TASK_STRUCT)
     mm.core = <mm_core*>kernel_alloc(m, MM_STRUCT)
     if owner != NULL and mm.core != NULL:
         memset(owner, 0, sizeof(task_struct))
@@ -163,7 +166,9 @@ cdef int core_get(mm_struct* mm, int nid) noexcept nogil:
                 mm.core.rlimits[i] = <uint64_t>-1
             mm.core.rlimits[RLIM_STACK] = DEFAULT_RLIMIT
             mm.core.rlimits[RLIM_MEMLOCK] = DEFAULT_RLIMIT
+            area_run_on(m, -1)
             return 0
+    area_run_on(m, -1)
     kernel_free(m, TASK_STRUCT, owner)
     kernel_free(m, MM_STRUCT, mm.core)
     mm.core = NULL

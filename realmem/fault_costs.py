@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from realmem._core.mm import Mmu
+    from realmem._core.mmu import Mmu
 
 PARTS = ("signal", "vma", "walk", "alloc", "zero_or_copy", "host_map", "total")
 WAYS = (None, "raw", "software")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from realmem._core.inject import Injection
     from realmem._core.kmem_cache import KmemCache
     from realmem._core.machine import AtomicContext
-    from realmem._core.mm import Mmu
+    from realmem._core.mmu import Mmu
     from realmem._core.pages import PageAllocator
     from realmem._core.quicklists import Quicklists
     from realmem._core.vmalloc import VmallocSpace
@@ -267,7 +267,7 @@ class Machine:
 
         ``host_vmas`` is of all machines of this host process, as the host's limit is.
         """
-        from realmem._core.mm import host_vmas
+        from realmem._core.space import host_vmas
 
         self._allocator.check_alive()
         events = self._allocator.events()
@@ -343,6 +343,7 @@ class Machine:
         :raises InvariantError: names the first that is wrong.
         """
         from realmem._core.check import check
+        from realmem._core.check_mm import check_spaces
 
         self._allocator.check_alive()
         check(self._allocator)
@@ -351,7 +352,7 @@ class Machine:
         if self._process_table is not None:
             self._process_table.check()
         elif self._paging is not None and self._paging.mmu is not None:
-            self._paging.mmu.check([])
+            check_spaces(self._paging.mmu, [])
 
     @property
     def core(self) -> PageAllocator:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from realmem._core import faults
-from realmem._core.mm import Mmu
+from realmem._core.mmu import Mmu
 from realmem.errors import HostError
 
 if TYPE_CHECKING:

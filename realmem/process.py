@@ -12,8 +12,10 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from realmem._core import faults
-from realmem._core.mm import Pin, reap
+from realmem._core.check_mm import check_spaces
 from realmem._core.own_caches import shrink_process_caches
+from realmem._core.pinned import Pin
+from realmem._core.space import reap
 from realmem.advice import AdviceCalls
 from realmem.arguments import as_address, as_int, as_str
 from realmem.errors import SegmentationFault
@@ -514,7 +516,7 @@ class ProcessTable:
         """
         with self._exited:      # nobody is half born or half gone
             if self._paging.mmu is not None:
-                self._paging.mmu.check([p.mm.core for p in self.live.values()])
+                check_spaces(self._paging.mmu, [p.mm.core for p in self.live.values()])
 
     def close(self) -> None:
         """End every process; views answer SEGV_MAPERR."""

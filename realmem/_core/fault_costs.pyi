@@ -1,4 +1,4 @@
-from realmem._core.mm import Mmu
+from realmem._core.mmu import Mmu
 
 NR_PROBES: int
 

@@ -2,7 +2,7 @@ from collections.abc import Callable
 
 from realmem._core.faults import Guard
 from realmem._core.frames import Page
-from realmem._core.mm import Mmu
+from realmem._core.mmu import Mmu
 from realmem._core.pages import PageAllocator
 
 class VmapSpace:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from realmem._core.mm import AddressSpace as Core
-from realmem._core.mm import Mmu
+from realmem._core.mmu import Mmu
 from realmem.errors import HostError, OutOfMemory
 from realmem.layout import PAGE_SHIFT, PAGE_SIZE
 from realmem.mm.limits import CAPABILITIES, Capabilities, Limits

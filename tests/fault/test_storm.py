@@ -135,7 +135,7 @@ def test_stores_with_a_tiny_budget_of_host_vmas(child, soak_factor) -> None:
         c.touch(a, pages * PAGE, write=bool(turn & 1))
         y = array(c, a, pages * PAGE)
         y[50::1024] = 1
-        from realmem._core.mm import host_vmas
+        from realmem._core.space import host_vmas
         assert host_vmas() < 400, host_vmas()
         del y
         c.exit()

@@ -7,7 +7,7 @@ from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint64_t
 
 from realmem._core.faults cimport check_owner
-from realmem._core.mm cimport Mmu
+from realmem._core.mmu cimport Mmu
 from realmem._kernel.arch_x86_64 cimport cycles
 from realmem._kernel.fault_cost cimport (
     LINEAR_BUCKETS, NR_BUCKETS, NR_COST_KINDS, NR_COST_ORDERS, NR_COST_WAYS,

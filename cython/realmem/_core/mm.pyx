@@ -1,85 +1,39 @@
 # cython: language_level=3
-"""Address spaces: a machine's part in paging, one window and its page tables, views of it."""
+"""Address spaces: changes of VMAs, page tables, what is asked of pages."""
 cimport cython
-from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.errno cimport EAGAIN, ENOMEM, ESRCH
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.errno cimport EAGAIN
+from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport calloc, free
 
-from realmem._core.faults cimport check_owner, forget, out_of_memory, register
-from realmem._core.machine cimport MachineCore
-from realmem._kernel.access cimport mm_access, mm_access_all, mm_fill, mm_touch
-from realmem._kernel.arch_x86_64 cimport cycles
+from realmem._core.faults cimport check_owner
+from realmem._core.mmu cimport Mmu, Shmem
+from realmem._core.soft_mmu cimport SoftMmu
+from realmem._kernel.access cimport mm_touch
 from realmem._kernel.commit cimport (
     STEP_LOCK, STEP_MOVE, STEP_PROTECT, STEP_UNLOCK, STEP_VMAS, STEP_ZAP, mm_commit, mm_step,
     new_vma,
 )
 from realmem._kernel.collapse cimport mm_collapse
-from realmem._kernel.fault_cost cimport nr_cost_slots
 from realmem._kernel.madvise cimport (
     ADVISE_COLD, ADVISE_DONTNEED, ADVISE_FREE, ADVISE_GUARD_INSTALL, ADVISE_GUARD_REMOVE,
     ADVISE_OLD, ADVISE_OLD_ANON, ADVISE_OLD_FILE, ADVISE_SOFT_CLEAN, mm_advise,
 )
-from realmem._kernel.mm_finding cimport MM_OBJECTS, MM_VALID, mm_finding
 from realmem._kernel.mm_stat cimport mm_mincore, mm_pagemap, mm_range_stat, range_stat
-from realmem._kernel.mm_types cimport (
-    FAULT_ACCERR, FAULT_HOST, FAULT_MAPERR, FAULT_OK, FAULT_OOM, FAULT_SIGBUS, TASK_SIZE,
-    fault_cost, mm_core, mm_struct, shmem, window, window_of,
-)
+from realmem._kernel.mm_types cimport TASK_SIZE, mm_core, shmem
 from realmem._kernel.mmap cimport (
-    mm_clear_soft_dirty, mm_exit, mm_flush, mm_fork, mm_growth_seen,
-    mm_maps, mm_object_get, mm_run_on, mm_stacks, mm_vma_info, mm_walk,
+    mm_clear_soft_dirty, mm_flush, mm_fork, mm_growth_seen, mm_object_get, mm_run_on, mm_stacks,
+    mm_vma_info, mm_walk,
 )
-from realmem._kernel.percpu cimport get_cpu_area
-from realmem._kernel.pin cimport mm_pin, mm_unpin
-from realmem._kernel.pgtable cimport mmu_exit, mmu_init
-from realmem._kernel.rmap cimport rmap_place, rmap_places
-from realmem._kernel.shmem cimport shmem_create, shmem_punch, shmem_put
-from realmem._kernel.validate_mm cimport validate_mms
-from realmem._kernel.window cimport mm_cover, mm_create, window_reap, windows
-from realmem.types cimport PAGE_SHIFT, pfn_to_page
+from realmem._kernel.shmem cimport shmem_punch, shmem_put
+from realmem.types cimport PAGE_SHIFT
 
-import time
-import weakref
 from collections import namedtuple
 
-from realmem._core.own_caches import NAMES
-from realmem.errors import (
-    AtomicContextError, BusError, HostError, InvariantError, OutOfMemory, SegmentationFault,
-)
-from realmem.layout import GFP
+from realmem.errors import InvariantError
 
 LEVELS = ("pgd", "pud", "pmd", "pte")
 
-# By the numbers of _kernel/mm_finding.pxd.
-MESSAGES = (
-    "",
-    "address {where:#x}: entry {found:#x} in no VMA",
-    "address {where:#x}: entry {found:#x} allows more than its VMA",
-    "address {where:#x}: the host's mapping allows more than entry {found:#x}",
-    "address {where:#x}: entry {found:#x} maps no anonymous page",
-    "address {where:#x}: writable entry to a frame that is mapped {found} times",
-    "rss says {found} pages, the page tables have {expected}",
-    "pfn {where}: page table counts {found} used entries, it has {expected}",
-    "{found} page tables counted, the walk finds {expected}",
-    "{found} host VMA edges counted, the entries make {expected}",
-    "pfn {where}: mapcount {found}, page tables map it {expected} times",
-    "pfn {where}: refcount {found} below its {expected} mappings",
-    "{found} page-table frames, the walks find {expected}",
-    "address {where:#x}: VMA {found} begins below its predecessor's end {expected:#x}",
-    "vmalloc: ranges overlap near {where:#x}, or are not all",
-    "vmalloc: {found} pages counted from {where:#x} on, there are {expected}",
-    "vmalloc: entry {found:#x} of {where:#x} maps a frame that is not the area's",
-    "vmalloc: {found} entries, the areas have {expected}",
-    "{found} frames say that they are vmalloc's, the areas have {expected}",
-    "{where}: {found} objects are in use, there is use for {expected}",
-    "address {where:#x}: the VMA differs from what is published of it",
-    "total_vm or its kin: {found} pages counted, the VMAs have {expected}",
-    "address {where:#x}: its frame is page {found} of its owner, the VMA expects {expected}",
-    "address {where:#x}: huge entry {found:#x} and the table that it keeps differ",
-    "frames count {found} huge entries, the walks find {expected}",
-)
 STEPS = {"vmas": STEP_VMAS, "zap": STEP_ZAP, "protect": STEP_PROTECT, "move": STEP_MOVE,
          "lock": STEP_LOCK}
 ADVICE = {"dontneed": ADVISE_DONTNEED, "free": ADVISE_FREE, "cold": ADVISE_COLD,
@@ -94,238 +48,8 @@ Smaps = namedtuple("Smaps", (
     "file_huge", "swap", "swap_pss", "locked"))
 
 
-def reap():
-    """Give back the windows of exited processes that no view covers any more."""
-    window_reap()
-
-
-def host_vmas():
-    """Count the host VMAs that all windows take, by our own account."""
-    return windows.host_vmas
-
-
 @cython.no_gc_clear
-cdef class Mmu:
-    """
-    A machine's part in paging: the zero page, the kernel half of every page directory.
-
-    :param core: the machine.
-    :param fds: memfd of each node, -1 for one without memory.
-    :param vma_budget: host VMAs that windows may take.
-    :param verify: compare what each change of VMAs came to with what was planned.
-    :raises OutOfMemory: no frames.
-    """
-
-    def __cinit__(self, MachineCore core, fds, int64_t vma_budget, bint verify=False):
-        cdef int nid
-        core.alive()
-        self.core = core
-        self.verify = verify
-        self.u.m = core.m
-        self.u.vma_budget = vma_budget
-        for nid in range(core.m.nr_nodes):
-            self.u.fds[nid] = fds[nid]
-            self.u.fd_phys[nid] = core.m.nodes[nid].start_pfn << PAGE_SHIFT
-        self.u.nr_fds = core.m.nr_nodes
-        self.shmems = {}
-        for nid in range(core.m.nr_zones):
-            self.u.total_pages += core.m.zones[nid].managed_pages
-        self.u.commit_limit = self.u.total_pages >> 1
-        self.u.stack_guard_gap = 256 << PAGE_SHIFT
-        self.u.mmap_min_addr = 65536
-        self.u.fault_around = 65536
-        self.u.costs = <fault_cost*>calloc(nr_cost_slots(core.m.nr_nodes), sizeof(fault_cost))
-        if self.u.costs == NULL:
-            raise HostError(ENOMEM, "the host has no memory for what faults cost")
-        self.clock_s = time.monotonic()
-        self.clock_cycles = cycles()
-        if mmu_init(&self.u) != 0:
-            raise OutOfMemory("no frames for the kernel's page tables", gfp=GFP.KERNEL)
-
-    def __dealloc__(self):
-        free(self.u.costs)
-
-    def close(self):
-        """Give the frames back; every address space has been ended before."""
-        for reference in list(self.shmems.values()):
-            object = reference()
-            if object is not None:
-                (<Shmem>object).drop()
-        if self.u.ready:
-            mmu_exit(&self.u)
-
-    @property
-    def zero_pfn(self):
-        """The shared zero page."""
-        return self.u.zero_pfn
-
-    cdef bint is_ours(self):
-        if self.core.m == NULL:
-            return False
-        try:
-            self.core.alive()
-        except ValueError:
-            return False
-        return True
-
-    @property
-    def committed(self):
-        """Pages promised (Committed_AS)."""
-        return self.u.committed
-
-    @property
-    def total_pages(self):
-        """Pages that the overcommit rules count with."""
-        return self.u.total_pages
-
-    @property
-    def counts(self):
-        """(Shmem, AnonPages, Mapped, Mlocked) in pages."""
-        return (self.u.nr_shmem, self.u.nr_anon_mapped, self.u.nr_file_mapped,
-                self.u.nr_mlock)
-
-    def set_overcommit(self, int mode, int64_t limit_pages, int64_t admin_reserve,
-                       int64_t user_reserve):
-        """Publish vm.overcommit_* (pages): mode 0, 1 or 2, and mode 2's limit and reserves."""
-        self.u.overcommit = mode
-        self.u.commit_limit = limit_pages
-        self.u.admin_reserve = admin_reserve
-        self.u.user_reserve = user_reserve
-
-    def set_layout(self, uint64_t mmap_min_addr, int64_t stack_guard_gap):
-        """Publish vm.mmap_min_addr and the gap that stacks keep below them, in bytes."""
-        self.u.mmap_min_addr = mmap_min_addr
-        self.u.stack_guard_gap = stack_guard_gap
-
-    def set_folios(self, uint32_t always, uint32_t madvise):
-        """Publish the orders (bits) that anonymous faults try: everywhere, or if advised."""
-        self.u.thp_always = always
-        self.u.thp_madvise = madvise
-
-    def set_cow_node(self, int where):
-        """Publish where copies go, COW_*."""
-        self.u.cow_node = where
-
-    @property
-    def folio_counts(self):
-        """(allocated, fallen back) by order, since the machine was made."""
-        cdef int order
-        return ([self.u.mthp_alloc[order] for order in range(16)],
-                [self.u.mthp_fallback[order] for order in range(16)])
-
-    @property
-    def huge_events(self):
-        """Events of huge pages other than faults', by their names in /proc/vmstat."""
-        return {"thp_collapse_alloc": self.u.thp_collapse_alloc,
-                "thp_collapse_alloc_failed": self.u.thp_collapse_alloc_failed,
-                "thp_split_pmd": self.u.thp_split_pmd}
-
-    def places_of(self, uint64_t pfn):
-        """
-        List where a frame is mapped.
-
-        :return: list of (pid, address).
-        """
-        cdef rmap_place places[64]
-        cdef int64_t i, n = 64, skip = 0
-        cdef list found = []
-        cdef int pid
-        self.core.alive()
-        while n == 64:
-            with nogil:
-                n = rmap_places(&self.u, pfn_to_page(self.u.m, pfn), places, skip, 64)
-            skip += n
-            for i in range(n):
-                pid = places[i].mm.pid
-                if mm_maps(places[i].mm, places[i].mm_id, places[i].address, pfn):
-                    found.append((pid, places[i].address))
-        return sorted(found)
-
-    def check(self, spaces):
-        """
-        Recount the page tables of every address space of this machine.
-
-        :param spaces: every AddressSpace that has not exited.
-        :raises InvariantError: names the first thing that is wrong.
-        """
-        cdef list ordered = sorted(spaces, key=space_id)
-        cdef int64_t i, n = len(ordered)
-        cdef mm_finding found
-        cdef mm_struct** mms
-        cdef uint32_t* counts
-        self.core.alive()
-        mms = <mm_struct**>calloc(n + 1, sizeof(mm_struct*))
-        counts = <uint32_t*>calloc(self.u.m.max_pfn + 1, sizeof(uint32_t))
-        try:
-            if mms == NULL or counts == NULL:
-                raise MemoryError
-            for i in range(n):
-                mms[i] = (<AddressSpace>ordered[i]).mm
-            with nogil:
-                validate_mms(&self.u, mms, n, counts, &found)
-        finally:
-            free(mms)
-            free(counts)
-        if found.what != MM_VALID:
-            where = NAMES[found.where] if found.what == MM_OBJECTS else found.where
-            words = MESSAGES[found.what].format(
-                where=where, expected=found.expected, found=found.found)
-            raise InvariantError(f"pid {found.pid}: {words}" if found.pid else words)
-
-
-cdef class Shmem:
-    """
-    An object behind shared anonymous memory.
-
-    It lives while VMAs map it; until the first one does, this keeps it.
-
-    :param mmu: the machine's.
-    :param pages: its size; fixed.
-    :param noreserve: whether its pages are charged as they are made.
-    :param may_reserve: whether the caller may use what overcommit reserves for root.
-    :param total_vm: pages that the caller has mapped.
-    :raises OSError: ENOMEM, overcommit refuses or no memory for it.
-    """
-
-    cdef shmem* object
-    cdef bint owned
-    cdef readonly Mmu mmu
-    cdef readonly uint64_t size     # pages
-    cdef readonly uint64_t inode
-    cdef object __weakref__
-
-    def __cinit__(self, Mmu mmu not None, uint64_t pages, bint noreserve=False,
-                  bint may_reserve=False, int64_t total_vm=0):
-        mmu.core.alive()
-        self.mmu = mmu
-        self.size = pages
-        self.object = shmem_create(&mmu.u, pages, noreserve, may_reserve, total_vm)
-        if self.object == NULL:
-            raise OSError(ENOMEM, "cannot allocate memory")
-        self.owned = True
-        self.inode = self.object.id
-        mmu.shmems[self.inode] = weakref.ref(self)      # no callback: an interrupt would be lost
-
-    def __dealloc__(self):
-        self.drop()
-
-    # VMAs keep it from now on, or nothing does.
-    cdef void drop(self) noexcept:
-        if self.owned:
-            self.owned = False
-            if self.mmu is not None:
-                self.mmu.shmems.pop(self.inode, None)
-                if self.mmu.is_ours():
-                    shmem_put(self.object)
-
-
-def space_id(AddressSpace space):
-    """Give the lock order of address spaces."""
-    return space.id
-
-
-@cython.no_gc_clear
-cdef class AddressSpace:
+cdef class AddressSpace(SoftMmu):
     """
     One process's window, page tables and published VMAs.
 
@@ -341,60 +65,11 @@ cdef class AddressSpace:
     :raises HostError: not even 1 GiB of host address space.
     """
 
-    cdef mm_struct* mm
-    cdef readonly uint64_t id
-    cdef readonly Mmu mmu
-    cdef readonly int pid
-    cdef readonly uint64_t user_start   # of the first window
-    cdef readonly uint64_t length
     cdef object vmas                    # as Python has them: a VmaTree
     cdef uint64_t seen                  # generation that sync() told of
-    cdef bint ended
 
     def __cinit__(self, Mmu mmu not None, int pid, int nid, uint64_t length, tree=None):
-        cdef int error = 0
-        mmu.core.alive()
         self.vmas = tree
-        self.mmu = mmu
-        self.pid = pid
-        self.ended = True
-        self.mm = mm_create(&mmu.u, pid, nid, &length, &error)
-        if self.mm == NULL:
-            if error == ENOMEM:
-                raise OutOfMemory("no memory for a process and its page directory",
-                                  gfp=GFP.KERNEL)
-            raise HostError(ENOMEM, "the host has no address space left; see ulimit -v")
-        self.id = self.mm.id
-        register(self.id, mmu.core.owner)
-        self.ended = False
-        if error != 0:
-            self.exit()
-            raise HostError(ENOMEM, "no 1 GiB of host address space for a window; see ulimit -v")
-        self.user_start = self.mm.windows.user_start
-        self.length = length
-
-    def __dealloc__(self):
-        forget(self.id)
-        # No bytecode runs while mm.lock is held, so that this cannot wait for itself.
-        if not self.ended and self.mmu is not None and self.mmu.is_ours():
-            mm_exit(self.mm, self.id)
-
-    cdef int alive(self) except -1:
-        self.mmu.core.enter()
-        if self.ended:
-            raise ProcessLookupError(ESRCH, f"process {self.pid} has exited")
-        if self.mmu.core.atomic_contexts and get_cpu_area(self.mmu.core.m).atomic_depth > 0:
-            raise AtomicContextError("system calls may sleep: not inside atomic_context()")
-        return 0
-
-    def check_alive(self):
-        """
-        Do nothing on an address space that can be used.
-
-        :raises ProcessLookupError: it was ended.
-        :raises ValueError: its machine is closed or inherited.
-        """
-        self.alive()
 
     # ---- changes ----
 
@@ -520,24 +195,6 @@ cdef class AddressSpace:
         cdef bint forked = False
         mm_vma_info(self.mm, self.id, start, &id, &forked)
         return id, forked
-
-    def cover(self, uint64_t start, uint64_t end):
-        """
-        Make windows for what of [start, end) has none.
-
-        :raises OSError: ENOMEM, the host refuses the address space.
-        """
-        cdef int rc
-        self.alive()
-        rc = mm_cover(self.mm, self.id, start, end)
-        self.check_rc(rc)
-
-    @property
-    def windows(self):
-        """List of (first address, bytes), the first window first."""
-        cdef int i
-        return [(self.mm.windows[i].user_start, self.mm.windows[i].length)
-                for i in range(self.mm.nr_windows)]
 
     def set_limit(self, str which, uint64_t value):
         """Set a resource limit in bytes: AS, DATA, STACK or MEMLOCK."""
@@ -707,15 +364,6 @@ cdef class AddressSpace:
                 self.vmas = tree
         self.check_rc(rc)
 
-    cdef int check_rc(self, int rc) except -1:
-        if rc == -ESRCH:
-            raise ProcessLookupError(ESRCH, f"process {self.pid} has exited")
-        if rc == -ENOMEM:
-            raise OSError(ENOMEM, "cannot allocate memory")
-        if rc < 0:
-            raise OSError(-rc, "no huge page")
-        return 0
-
     def fork_into(self, AddressSpace child not None, tree):
         """
         Share every page with a new, empty address space, copy-on-write.
@@ -734,151 +382,7 @@ cdef class AddressSpace:
         self.check_rc(rc)
         child.vmas = tree
 
-    def exit(self, dict live=None):
-        """
-        Give everything back; views that are left answer SEGV_MAPERR from now on.
-
-        :param live: processes by pid; this one goes from it in the same step.
-        """
-        if not self.ended:
-            self.ended = True
-            with nogil:
-                mm_exit(self.mm, self.id)
-            if live is not None:
-                live.pop(self.pid, None)
-
     # ---- looking in ----
-
-    cdef window* window_at(self, uint64_t addr, uint64_t length) except NULL:
-        cdef window* w = window_of(self.mm, addr)
-        if w == NULL or length > w.length or addr - w.user_start > w.length - length:
-            raise ValueError(f"[{addr:#x}, {addr + length:#x}) is not all in one window of "
-                             f"process {self.pid}")
-        return w
-
-    def host_address(self, uint64_t addr):
-        """
-        Give the host address of one of the process's own.
-
-        :raises ValueError: it is in no window.
-        """
-        cdef window* w
-        self.alive()
-        check_owner()
-        w = self.window_at(addr, 1)
-        return w.host_base + (addr - w.user_start)
-
-    def view(self, uint64_t addr, uint64_t length):
-        """
-        Give a memoryview of a live window.
-
-        :raises ValueError: the range is not all in one window.
-        """
-        self.alive()
-        check_owner()
-        self.window_at(addr, length)
-        return memoryview(WindowBuffer(self, addr, length))
-
-    @property
-    def exports(self):
-        """Live buffers over the window."""
-        return self.mm.exports if self.mm.id == self.id else 0
-
-    def access(self, uint64_t addr, data, uint64_t n):
-        """
-        Read ``n`` bytes (``data`` is None) or write ``data`` by the software MMU.
-
-        :return: the bytes read.
-        :raises SegmentationFault: at the first address it may not touch; ``done`` bytes before.
-        :raises OutOfMemory: a fault found no frame.
-        """
-        cdef uint64_t done = 0
-        cdef int rc
-        cdef const unsigned char[::1] source
-        cdef char* buffer
-        cdef bint write = data is not None
-        self.alive()
-        if n == 0:
-            return b""
-        if write:
-            # A window's own view would fault under the lock that its fault waits for.
-            if type(data) is not bytes:
-                data = bytes(data)
-                self.alive()
-            source = data
-            buffer = <char*>&source[0]
-            result = None
-        else:
-            result = PyBytes_FromStringAndSize(NULL, n)
-            buffer = PyBytes_AS_STRING(result)
-        with nogil:
-            rc = mm_access(self.mm, self.id, addr, buffer, n, write, &done)
-        self.raise_fault(rc, addr + done, write, done)
-        return result
-
-    def touch(self, uint64_t addr, uint64_t n, bint write):
-        """
-        Access one byte of each page of a range by the software MMU, changing none.
-
-        :raises SegmentationFault: at the first address it may not touch.
-        """
-        cdef uint64_t done = 0
-        cdef int rc
-        self.alive()
-        with nogil:
-            rc = mm_touch(self.mm, self.id, addr, n, write, &done)
-        self.raise_fault(rc, addr + done, write, done)
-
-    def access_all(self, const uint64_t[::1] addresses not None, const uint8_t[::1] writes):
-        """
-        Access one byte at each address by the software MMU, changing none.
-
-        :param addresses: shape (n,).
-        :param writes: shape (n,): 0 is a read; or None: all are reads.
-        :raises SegmentationFault: at the first that may not be; ``done`` came before it.
-        """
-        cdef uint64_t n = addresses.shape[0]
-        cdef uint64_t done = 0
-        cdef const uint8_t* kinds = NULL
-        cdef int rc
-        self.alive()
-        if n == 0:
-            return
-        if writes is not None:
-            if <uint64_t>writes.shape[0] != n:
-                raise ValueError(f"{n} addresses, {writes.shape[0]} kinds of access")
-            kinds = &writes[0]
-        with nogil:
-            rc = mm_access_all(self.mm, self.id, &addresses[0], kinds, n, &done)
-        if rc != FAULT_OK:
-            self.raise_fault(rc, addresses[done] if done < n else 0,
-                             kinds != NULL and done < n and kinds[done] != 0, done)
-
-    def fill(self, uint64_t addr, uint64_t n, uint8_t byte):
-        """
-        Set every byte of a range by the software MMU.
-
-        :raises SegmentationFault: at the first address it may not write.
-        """
-        cdef uint64_t done = 0
-        cdef int rc
-        self.alive()
-        with nogil:
-            rc = mm_fill(self.mm, self.id, addr, n, byte, &done)
-        self.raise_fault(rc, addr + done, True, done)
-
-    cdef int raise_fault(self, int rc, uint64_t addr, bint write, uint64_t done) except -1:
-        access = "write" if write else "read"
-        if rc == FAULT_MAPERR or rc == FAULT_ACCERR:
-            raise SegmentationFault(addr, access, rc, self.pid, done)
-        if rc == FAULT_OOM:
-            raise out_of_memory(
-                self.id, f"pid {self.pid}: {access} fault at {addr:#x} found no frame")
-        if rc == FAULT_SIGBUS:
-            raise BusError(addr, self.pid, done)
-        if rc == FAULT_HOST:
-            raise HostError(ENOMEM, f"pid {self.pid}: the host refuses to map {addr:#x}")
-        return self.check_rc(rc)
 
     def flush(self, uint64_t start, uint64_t end):
         """Take the host's mappings of a range away; they come back by faults."""
@@ -942,13 +446,6 @@ cdef class AddressSpace:
         self.alive()
         return self.mm.core.owner.min_flt, self.mm.core.owner.maj_flt
 
-    @property
-    def host_vmas(self):
-        """Host VMAs that its windows take."""
-        self.alive()
-        return self.mm.host_edges + self.mm.nr_windows
-
-
 # Describe one new VMA; what its object is owned by goes to the list.
 cdef int put_vma(new_vma* to, vma, source, list objects) except -1:
     to.start = vma.start
@@ -965,106 +462,3 @@ cdef int put_vma(new_vma* to, vma, source, list objects) except -1:
         if (<Shmem>behind).owned:
             objects.append(behind)
     return 0
-
-
-@cython.no_gc_clear              # what its release needs must still be there
-cdef class Pin:
-    """
-    A context manager that holds the frames and the host's mapping of a range.
-
-    :param space: whose.
-    :param addr: first byte.
-    :param length: bytes.
-    :param write: whether somebody is going to write there.
-    """
-
-    cdef AddressSpace space
-    cdef uint64_t addr
-    cdef uint64_t length
-    cdef uint64_t start             # whole pages
-    cdef uint64_t end
-    cdef bint write
-    cdef uint64_t* pfns             # NULL while nothing is pinned
-    cdef object view
-
-    def __cinit__(self, AddressSpace space not None, uint64_t addr, uint64_t length, bint write):
-        self.space = space
-        self.addr = addr
-        self.length = length
-        self.write = write
-
-    def __enter__(self):
-        cdef uint64_t where = 0
-        cdef uint64_t* pfns
-        cdef int rc
-        cdef AddressSpace space = self.space
-        space.alive()
-        check_owner()
-        if self.pfns != NULL:
-            raise ValueError("this pin is held already")
-        if self.addr + self.length < self.addr or self.addr + self.length > TASK_SIZE:
-            space.raise_fault(FAULT_MAPERR, max(self.addr, <uint64_t>TASK_SIZE), self.write, 0)
-        if window_of(space.mm, self.addr) == NULL:
-            space.raise_fault(FAULT_MAPERR, self.addr, self.write, 0)
-        view = space.view(self.addr, self.length)
-        self.start = self.addr & ~<uint64_t>4095
-        self.end = (self.addr + self.length + 4095) & ~<uint64_t>4095
-        pfns = <uint64_t*>calloc(((self.end - self.start) >> PAGE_SHIFT) + 1, sizeof(uint64_t))
-        if pfns == NULL:
-            raise MemoryError
-        with nogil:
-            rc = mm_pin(space.mm, space.id, self.start, self.end, self.write, pfns, &where)
-        if rc != FAULT_OK:
-            free(pfns)
-            where = max(where, self.addr)
-            space.raise_fault(rc, where, self.write, where - self.addr)
-        self.pfns = pfns
-        self.view = view if self.write else view.toreadonly()
-        return self.view
-
-    def __exit__(self, *what):
-        self.release()
-        return False
-
-    def __dealloc__(self):
-        self.release()
-
-    cdef void release(self) noexcept:
-        cdef uint64_t* pfns = self.pfns
-        self.view = None
-        if pfns == NULL:
-            return
-        self.pfns = NULL
-        if self.space is not None and self.space.mmu.is_ours():
-            with nogil:
-                mm_unpin(self.space.mm, self.space.id, self.space.mmu.u.m, self.start, self.end,
-                         pfns)
-        free(pfns)
-
-
-@cython.no_gc_clear              # what its release needs must still be there
-cdef class WindowBuffer:
-    """
-    Buffer of a range of a live window.
-
-    :param space: whose window; kept alive, and its window kept in place while views live.
-    """
-
-    cdef AddressSpace space
-    cdef char* start
-    cdef Py_ssize_t length
-
-    def __cinit__(self, AddressSpace space, uint64_t addr, uint64_t length):
-        cdef window* w = space.window_at(addr, length)
-        self.space = space
-        self.start = <char*>(w.host_base + (addr - w.user_start))
-        self.length = length
-
-    def __getbuffer__(self, Py_buffer* buffer, int flags):
-        if self.space.mm.id != self.space.id:
-            raise ProcessLookupError(ESRCH, "the window is gone")
-        PyBuffer_FillInfo(buffer, self, self.start, self.length, False, flags)
-        self.space.mm.exports += 1
-
-    def __releasebuffer__(self, Py_buffer* buffer):
-        self.space.mm.exports -= 1

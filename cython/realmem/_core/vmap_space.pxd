@@ -1,7 +1,7 @@
 # The addresses of a machine's vmalloc area.
 from libc.stdint cimport uint64_t
 
-from realmem._core.mm cimport Mmu
+from realmem._core.mmu cimport Mmu
 from realmem._core.pages cimport PageAllocator
 from realmem._kernel.mm_types cimport vmap_space
 

@@ -10,7 +10,7 @@ from libc.stdint cimport int64_t, uint64_t
 from realmem._core.arguments cimport as_int
 from realmem._core.faults cimport check_owner
 from realmem._core.frames cimport new_page
-from realmem._core.mm cimport Mmu
+from realmem._core.mmu cimport Mmu
 from realmem._core.pages cimport PageAllocator
 from realmem._kernel.mm_types cimport (
     VM_ALLOC, VM_UNINITIALIZED, VMALLOC_MAX_SHIFT, VMAP_CALLER,

@@ -1,7 +1,7 @@
 # What recounts of address spaces and of the vmalloc area can find.
 from libc.stdint cimport int64_t, uint64_t
 
-# What is wrong; _core/mm.pyx has the words.
+# What is wrong; _core/check_mm.pyx has the words.
 cdef enum:
     MM_VALID = 0
     MM_OUTSIDE_VMA = 1          # an entry in no VMA

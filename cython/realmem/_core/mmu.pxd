@@ -2,7 +2,7 @@
 from libc.stdint cimport uint64_t
 
 from realmem._core.machine cimport MachineCore
-from realmem._kernel.mm_types cimport mmu as mmu_struct
+from realmem._kernel.mm_types cimport mmu as mmu_struct, shmem
 
 cdef class Mmu:
     cdef mmu_struct u
@@ -13,3 +13,14 @@ cdef class Mmu:
     cdef uint64_t clock_cycles      # ... so many cycles
 
     cdef bint is_ours(self)
+
+
+cdef class Shmem:
+    cdef shmem* object
+    cdef bint owned                 # until VMAs map it
+    cdef readonly Mmu mmu
+    cdef readonly uint64_t size     # pages
+    cdef readonly uint64_t inode
+    cdef object __weakref__
+
+    cdef void drop(self) noexcept   # VMAs keep it from now on, or nothing does

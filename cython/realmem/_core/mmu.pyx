@@ -1,0 +1,198 @@
+# cython: language_level=3
+"""A machine's part in paging, and the objects behind shared anonymous memory."""
+cimport cython
+from libc.errno cimport ENOMEM
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+
+from realmem._core.machine cimport MachineCore
+from realmem._kernel.arch_x86_64 cimport cycles
+from realmem._kernel.fault_cost cimport nr_cost_slots
+from realmem._kernel.mm_types cimport fault_cost
+from realmem._kernel.mmap cimport mm_maps
+from realmem._kernel.pgtable cimport mmu_exit, mmu_init
+from realmem._kernel.rmap cimport rmap_place, rmap_places
+from realmem._kernel.shmem cimport shmem_create, shmem_put
+from realmem.types cimport PAGE_SHIFT, pfn_to_page
+
+import time
+import weakref
+
+from realmem.errors import HostError, OutOfMemory
+from realmem.layout import GFP
+
+
+@cython.no_gc_clear
+cdef class Mmu:
+    """
+    A machine's part in paging: the zero page, the kernel half of every page directory.
+
+    :param core: the machine.
+    :param fds: memfd of each node, -1 for one without memory.
+    :param vma_budget: host VMAs that windows may take.
+    :param verify: compare what each change of VMAs came to with what was planned.
+    :raises OutOfMemory: no frames.
+    """
+
+    def __cinit__(self, MachineCore core, fds, int64_t vma_budget, bint verify=False):
+        cdef int nid
+        core.alive()
+        self.core = core
+        self.verify = verify
+        self.u.m = core.m
+        self.u.vma_budget = vma_budget
+        for nid in range(core.m.nr_nodes):
+            self.u.fds[nid] = fds[nid]
+            self.u.fd_phys[nid] = core.m.nodes[nid].start_pfn << PAGE_SHIFT
+        self.u.nr_fds = core.m.nr_nodes
+        self.shmems = {}
+        for nid in range(core.m.nr_zones):
+            self.u.total_pages += core.m.zones[nid].managed_pages
+        self.u.commit_limit = self.u.total_pages >> 1
+        self.u.stack_guard_gap = 256 << PAGE_SHIFT
+        self.u.mmap_min_addr = 65536
+        self.u.fault_around = 65536
+        self.u.costs = <fault_cost*>calloc(nr_cost_slots(core.m.nr_nodes), sizeof(fault_cost))
+        if self.u.costs == NULL:
+            raise HostError(ENOMEM, "the host has no memory for what faults cost")
+        self.clock_s = time.monotonic()
+        self.clock_cycles = cycles()
+        if mmu_init(&self.u) != 0:
+            raise OutOfMemory("no frames for the kernel's page tables", gfp=GFP.KERNEL)
+
+    def __dealloc__(self):
+        free(self.u.costs)
+
+    def close(self):
+        """Give the frames back; every address space has been ended before."""
+        for reference in list(self.shmems.values()):
+            object = reference()
+            if object is not None:
+                (<Shmem>object).drop()
+        if self.u.ready:
+            mmu_exit(&self.u)
+
+    @property
+    def zero_pfn(self):
+        """The shared zero page."""
+        return self.u.zero_pfn
+
+    cdef bint is_ours(self):
+        if self.core.m == NULL:
+            return False
+        try:
+            self.core.alive()
+        except ValueError:
+            return False
+        return True
+
+    @property
+    def committed(self):
+        """Pages promised (Committed_AS)."""
+        return self.u.committed
+
+    @property
+    def total_pages(self):
+        """Pages that the overcommit rules count with."""
+        return self.u.total_pages
+
+    @property
+    def counts(self):
+        """(Shmem, AnonPages, Mapped, Mlocked) in pages."""
+        return (self.u.nr_shmem, self.u.nr_anon_mapped, self.u.nr_file_mapped,
+                self.u.nr_mlock)
+
+    def set_overcommit(self, int mode, int64_t limit_pages, int64_t admin_reserve,
+                       int64_t user_reserve):
+        """Publish vm.overcommit_* (pages): mode 0, 1 or 2, and mode 2's limit and reserves."""
+        self.u.overcommit = mode
+        self.u.commit_limit = limit_pages
+        self.u.admin_reserve = admin_reserve
+        self.u.user_reserve = user_reserve
+
+    def set_layout(self, uint64_t mmap_min_addr, int64_t stack_guard_gap):
+        """Publish vm.mmap_min_addr and the gap that stacks keep below them, in bytes."""
+        self.u.mmap_min_addr = mmap_min_addr
+        self.u.stack_guard_gap = stack_guard_gap
+
+    def set_folios(self, uint32_t always, uint32_t madvise):
+        """Publish the orders (bits) that anonymous faults try: everywhere, or if advised."""
+        self.u.thp_always = always
+        self.u.thp_madvise = madvise
+
+    def set_cow_node(self, int where):
+        """Publish where copies go, COW_*."""
+        self.u.cow_node = where
+
+    @property
+    def folio_counts(self):
+        """(allocated, fallen back) by order, since the machine was made."""
+        cdef int order
+        return ([self.u.mthp_alloc[order] for order in range(16)],
+                [self.u.mthp_fallback[order] for order in range(16)])
+
+    @property
+    def huge_events(self):
+        """Events of huge pages other than faults', by their names in /proc/vmstat."""
+        return {"thp_collapse_alloc": self.u.thp_collapse_alloc,
+                "thp_collapse_alloc_failed": self.u.thp_collapse_alloc_failed,
+                "thp_split_pmd": self.u.thp_split_pmd}
+
+    def places_of(self, uint64_t pfn):
+        """
+        List where a frame is mapped.
+
+        :return: list of (pid, address).
+        """
+        cdef rmap_place places[64]
+        cdef int64_t i, n = 64, skip = 0
+        cdef list found = []
+        cdef int pid
+        self.core.alive()
+        while n == 64:
+            with nogil:
+                n = rmap_places(&self.u, pfn_to_page(self.u.m, pfn), places, skip, 64)
+            skip += n
+            for i in range(n):
+                pid = places[i].mm.pid
+                if mm_maps(places[i].mm, places[i].mm_id, places[i].address, pfn):
+                    found.append((pid, places[i].address))
+        return sorted(found)
+
+cdef class Shmem:
+    """
+    An object behind shared anonymous memory.
+
+    It lives while VMAs map it; until the first one does, this keeps it.
+
+    :param mmu: the machine's.
+    :param pages: its size; fixed.
+    :param noreserve: whether its pages are charged as they are made.
+    :param may_reserve: whether the caller may use what overcommit reserves for root.
+    :param total_vm: pages that the caller has mapped.
+    :raises OSError: ENOMEM, overcommit refuses or no memory for it.
+    """
+
+    def __cinit__(self, Mmu mmu not None, uint64_t pages, bint noreserve=False,
+                  bint may_reserve=False, int64_t total_vm=0):
+        mmu.core.alive()
+        self.mmu = mmu
+        self.size = pages
+        self.object = shmem_create(&mmu.u, pages, noreserve, may_reserve, total_vm)
+        if self.object == NULL:
+            raise OSError(ENOMEM, "cannot allocate memory")
+        self.owned = True
+        self.inode = self.object.id
+        mmu.shmems[self.inode] = weakref.ref(self)      # no callback: an interrupt would be lost
+
+    def __dealloc__(self):
+        self.drop()
+
+    # VMAs keep it from now on, or nothing does.
+    cdef void drop(self) noexcept:
+        if self.owned:
+            self.owned = False
+            if self.mmu is not None:
+                self.mmu.shmems.pop(self.inode, None)
+                if self.mmu.is_ours():
+                    shmem_put(self.object)

@@ -51,6 +51,8 @@ PIDS = -(1 << 31), (1 << 31) - 1    # what a pid_t holds
 OOM_SCORE_ADJ_MAX = 1000
 UID_MAX = (1 << 32) - 2             # the last one is Linux's "no uid"
 HOST_SHIFT = 52
+TYPE_SHIFT = 59
+TYPES = {31: "guard"}            # of entries that map nothing
 HOST_STATES = ("none", "noaccess", "read", "write")
 PFN_MASK = 0x000FFFFFFFFFF000
 
@@ -63,7 +65,8 @@ class WalkStep(NamedTuple):
     :ivar address: physical address of the entry.
     :ivar raw: the 64-bit entry, x86-64 format.
     :ivar decoded: ``pfn``, ``flags`` (a frozenset of names) and, at the last level, ``host``:
-        what the host has mapped there, which software bits 52 and 53 of the entry keep.
+        what the host has mapped there, which software bits 52 and 53 of the entry keep.  An
+        entry that maps nothing, but is not empty, has a ``type``: ``"guard"``.
     """
 
     level: str
@@ -74,6 +77,10 @@ class WalkStep(NamedTuple):
 
 def _decode(level: str, raw: int) -> Mapping[str, object]:
     names = ENTRY_BITS
+    if raw and not raw & 0x101:
+        # Nothing is mapped: a type, and what that makes of the rest (include/linux/swapops.h).
+        kind = raw >> TYPE_SHIFT
+        return MappingProxyType({"type": TYPES.get(kind, str(kind)), "flags": frozenset()})
     if not raw & 1 and raw:
         names = {**ENTRY_BITS, 0x100: "protnone"}       # the global bit of what may be touched
     flags = frozenset(name for bit, name in names.items() if raw & bit)

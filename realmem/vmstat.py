@@ -171,7 +171,14 @@ def read_vmstat(machine: Any, frames: bool = True) -> dict[str, int]:
         if name in counters:  # the others are hoststat's
             counters[name] = count
     counters.update(machine.thp.events())
+    counters.update(hint_events(machine))
     return counters
+
+
+def hint_events(machine: Any) -> dict[str, int]:
+    """Count what NUMA hints did, by the names in ``/proc/vmstat``."""
+    paging = machine._paging
+    return {} if paging is None or paging.mmu is None else dict(paging.mmu.hint_events)
 
 
 def total_reserve(zones: Iterable[ZoneStat]) -> int:
@@ -208,6 +215,8 @@ class VmStat(Mapping[str, int]):
         self._machine._allocator.check_alive()
         if name.startswith("thp_"):
             return int(self._machine.thp.events().get(name, 0))
+        if name.startswith(("numa_pte_", "numa_hint_")):
+            return int(hint_events(self._machine).get(name, 0))
         if name in _EVENTS_OF_THE_MACHINE:  # looked up most, and cheap on their own
             return int(self._machine._allocator.events().get(name, 0))
         return read_vmstat(self._machine, name in _FRAME_ITEMS)[name]

@@ -86,6 +86,16 @@ def test_a_fork_without_memory_for_a_pinned_page_takes_nothing(machine, process)
     assert outcomes == {"forked", 1}
 
 
+def test_a_child_has_not_used_its_pages_yet(process):
+    at = process.mmap(None, 4 * P, RW, ANON)
+    process.fill(at, 3 * P, 7)
+    child = process.fork()
+    assert "Referenced:           12 kB" in process.smaps()
+    assert "Referenced:            0 kB" in child.smaps()
+    child.read(at, 1)
+    assert "Referenced:            4 kB" in child.smaps()
+
+
 @pytest.mark.conformance("FK-03")
 def test_rights_that_went_and_came_open_nothing(process):
     at = process.mmap(None, 2 * P, RW, ANON)

@@ -17,7 +17,7 @@ from realmem._kernel.commit cimport (
 from realmem._kernel.collapse cimport mm_collapse
 from realmem._kernel.madvise cimport (
     ADVISE_COLD, ADVISE_DONTNEED, ADVISE_FREE, ADVISE_GUARD_INSTALL, ADVISE_GUARD_REMOVE,
-    ADVISE_OLD, ADVISE_OLD_ANON, ADVISE_OLD_FILE, ADVISE_SOFT_CLEAN, mm_advise,
+    ADVISE_NUMA_HINT, ADVISE_OLD, ADVISE_OLD_ANON, ADVISE_OLD_FILE, ADVISE_SOFT_CLEAN, mm_advise,
 )
 from realmem._kernel.mm_stat cimport mm_mincore, mm_pagemap, mm_range_stat, range_stat
 from realmem._kernel.mm_types cimport TASK_SIZE, mm_core, shmem
@@ -37,7 +37,8 @@ LEVELS = ("pgd", "pud", "pmd", "pte")
 STEPS = {"vmas": STEP_VMAS, "zap": STEP_ZAP, "protect": STEP_PROTECT, "move": STEP_MOVE,
          "lock": STEP_LOCK}
 ADVICE = {"dontneed": ADVISE_DONTNEED, "free": ADVISE_FREE, "cold": ADVISE_COLD,
-          "guard_install": ADVISE_GUARD_INSTALL, "guard_remove": ADVISE_GUARD_REMOVE}
+          "guard_install": ADVISE_GUARD_INSTALL, "guard_remove": ADVISE_GUARD_REMOVE,
+          "numa_hint": ADVISE_NUMA_HINT}
 CLEAR_REFS = {"referenced": ADVISE_OLD, "anon": ADVISE_OLD_ANON, "file": ADVISE_OLD_FILE,
               "soft_dirty": ADVISE_SOFT_CLEAN}
 LIMITS = {"AS": 0, "DATA": 1, "STACK": 2, "MEMLOCK": 3}

@@ -138,6 +138,13 @@ cdef class Mmu:
                 "thp_collapse_alloc_failed": self.u.thp_collapse_alloc_failed,
                 "thp_split_pmd": self.u.thp_split_pmd}
 
+    @property
+    def hint_events(self):
+        """Events of NUMA hints, by their names in /proc/vmstat."""
+        return {"numa_pte_updates": self.u.numa_pte_updates,
+                "numa_hint_faults": self.u.numa_hint_faults,
+                "numa_hint_faults_local": self.u.numa_hint_faults_local}
+
     def places_of(self, uint64_t pfn):
         """
         List where a frame is mapped.

@@ -11,6 +11,7 @@
 #     entry read-only, write      -> sole owner: opened as it is;
 #                                    else: copied, replaced     do_wp_page
 #     entry a guard marker        -> FAULT_MAPERR
+#     entry a NUMA hint           -> lifted, and on       do_numa_page
 #     entry allows it             -> the host lost it: refilled
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy, memset
@@ -20,12 +21,12 @@ from realmem._kernel.fault_cost cimport fault_account
 from realmem._kernel.mempolicy cimport policy_node, vma_alloc_pages
 from realmem._kernel.mm_types cimport (
     FAULT_ACCERR, FAULT_HOST, FAULT_MAPERR, FAULT_OK, FAULT_OOM, FAULT_WRITE, HOST_NONE,
-    HOST_READ, HOST_WRITE, PTE_ACCESSED, PTE_DIRTY, PTE_PFN_MASK, PTE_PRESENT, PTE_RW,
-    PTE_SOFT_DIRTY, PTE_SPECIAL, TASK_SIZE, VM_ACCESS, VM_LOCKED, VM_SHARED, VM_WRITE,
-    is_kernel_mm, linear_page_index, mm_struct, pte_host, pte_pfn, pte_present, vm_area_struct,
-    vma_slot,
+    HOST_READ, HOST_WRITE, PTE_ACCESSED, PTE_DIRTY, PTE_PFN_MASK, PTE_PRESENT, PTE_PROTNONE,
+    PTE_RW, PTE_SOFT_DIRTY, PTE_SPECIAL, TASK_SIZE, VM_ACCESS, VM_LOCKED, VM_SHARED, VM_WRITE,
+    is_kernel_mm, linear_page_index, mm_struct, mmu, pte_host, pte_pfn, pte_present,
+    vm_area_struct, vma_slot,
 )
-from realmem._kernel.percpu cimport count_vm_event
+from realmem._kernel.percpu cimport count_vm_event, this_node
 from realmem._kernel.folio cimport anon_folio_fault, folios_wanted, make_entry
 from realmem._kernel.huge cimport fill_huge_locked, reuse_huge_locked
 from realmem._kernel.pgtable cimport (
@@ -45,7 +46,7 @@ from realmem.compiler cimport SEQ_CST, atomic64_add_return, likely, load64, unli
 from realmem.types cimport (
     GFP_HIGHUSER_MOVABLE, HOST_SPURIOUS, PAGE_SHIFT, PAGE_SIZE, PGFAULT, PGREUSE,
     PG_anon, PG_anon_exclusive, machine, page, page_address,
-    page_counts, page_to_pfn, pfn_to_page,
+    page_counts, page_to_pfn, page_zone, pfn_to_page,
 )
 
 cdef extern from *:
@@ -92,6 +93,8 @@ cdef int handle_mm_fault_locked(mm_struct* mm, uint64_t addr, int access, bint h
 cdef inline int handle_pte_fault(vm_fault* f) noexcept nogil:
     cdef uint64_t entry = f.pte[0]
     cdef int rc
+    if unlikely(entry & (PTE_PRESENT | PTE_PROTNONE) == PTE_PROTNONE):
+        entry = do_numa_page(f)
     if entry == 0:
         if f.vma.vm_object != NULL:
             rc = do_shared_fault(f)
@@ -112,6 +115,21 @@ cdef inline int handle_pte_fault(vm_fault* f) noexcept nogil:
     if likely(rc == FAULT_OK or rc == FAULT_HOST):
         f.mm.core.owner.min_flt += 1
     return rc
+
+
+# A hint: the VMA allows what the entry does not.  It is lifted; what else the access needs comes
+# next, where Linux waits for the next fault.  Who would have the page moved asks here.
+# Mirrors: mm/memory.c:do_numa_page(), without migration.
+cdef uint64_t do_numa_page(vm_fault* f) noexcept nogil:
+    cdef mmu* u = f.mm.mmu
+    cdef page* p = pfn_to_page(u.m, pte_pfn(f.pte[0]))
+    f.pte[0] = (f.pte[0] & ~<uint64_t>PTE_PROTNONE) | PTE_PRESENT
+    atomic64_add_return(&u.numa_hint_faults, 1, SEQ_CST)
+    if page_zone(u.m, p).nid == this_node(u.m):
+        atomic64_add_return(&u.numa_hint_faults_local, 1, SEQ_CST)
+    count_vm_event(u.m, PGFAULT, 1)
+    f.mm.core.owner.min_flt += 1
+    return f.pte[0]
 
 
 # The vmalloc area's page tables are the truth for it, too; what the host lost comes back, the

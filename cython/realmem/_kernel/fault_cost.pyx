@@ -3,12 +3,12 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from realmem._kernel.mm_types cimport fault_cost, mmu, pte_pfn
-from realmem._kernel.percpu cimport attach_areas, current_area
+from realmem._kernel.percpu cimport this_node
 from realmem._kernel.vm_fault cimport (
     KIND_ANON, NR_FAULT_PARTS, PART_ALLOC, PART_TOTAL, PART_VMA, vm_fault,
 )
-from realmem.compiler cimport RELAXED, atomic64_add_return, fls, this_cpu_id
-from realmem.types cimport cpu_area, machine, page_zone, pfn_to_page
+from realmem.compiler cimport RELAXED, atomic64_add_return, fls
+from realmem.types cimport page_zone, pfn_to_page
 
 cdef extern from *:
     """
@@ -22,7 +22,7 @@ cdef extern from *:
 
 cdef void fault_account(vm_fault* f) noexcept nogil:
     cdef mmu* u = f.mm.mmu
-    cdef int cpu_nid = here(u.m)
+    cdef int cpu_nid = this_node(u.m)
     cdef int mem_nid = page_zone(u.m, pfn_to_page(u.m, pte_pfn(f.pte[0]))).nid
     cdef fault_cost* cost = u.costs + slot_of(u, f, cpu_nid, mem_nid)
     cdef int part
@@ -32,16 +32,6 @@ cdef void fault_account(vm_fault* f) noexcept nogil:
     f.parts[PART_TOTAL] = f.last - f.start
     for part in range(PART_ALLOC if f.late else PART_VMA, NR_FAULT_PARTS):
         raise_bucket(&cost.buckets[part][bucket_of(f.parts[part])])
-
-
-# The node that the thread is on, or acts for.
-cdef inline int here(const machine* m) noexcept nogil:
-    cdef const cpu_area* area = current_area()
-    cdef int cpu
-    if area.machine == m and area.run_on > 0:
-        return <int>area.run_on - 1
-    cpu = this_cpu_id()
-    return m.cpu_to_node[cpu if 0 <= cpu < m.nr_cpu_ids else 0]
 
 
 # By way, kind and order, the CPU's node and the memory's.
@@ -64,6 +54,3 @@ cdef inline int bucket_of(uint64_t cycles) noexcept nogil:
     shift = <int>fls(cycles) - 4
     return min(LINEAR_BUCKETS + (shift << 3) + <int>((cycles >> (shift + 1)) & 7),
                <int>NR_BUCKETS - 1)
-
-
-attach_areas()

@@ -14,6 +14,7 @@ cdef enum:
     ADVISE_OLD = 6              # clear_refs: accessed bits, all; or
     ADVISE_OLD_ANON = 7         # ... of anonymous pages, or
     ADVISE_OLD_FILE = 8         # ... of objects' pages
+    ADVISE_NUMA_HINT = 9        # let the next access of each page fault (change_prot_numa())
 
 # Returns: 0, -ESRCH, or -ENOMEM (guard markers need page tables; part of them is there).
 cdef int mm_advise(mm_struct* mm, uint64_t id, uint64_t start, uint64_t end,

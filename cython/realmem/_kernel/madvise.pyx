@@ -5,7 +5,7 @@ from libc.stdint cimport uint64_t
 
 from realmem._kernel.mm_lock cimport lock_task, unlock_task
 from realmem._kernel.mm_types cimport (
-    HOST_NOACC, HOST_READ, PTE_ACCESSED, PTE_DIRTY, PTE_GUARD, PTE_RW,
+    HOST_NOACC, HOST_READ, PTE_ACCESSED, PTE_DIRTY, PTE_GUARD, PTE_PRESENT, PTE_PROTNONE, PTE_RW,
     PTE_SOFT_DIRTY, PTE_SPECIAL, mm_struct, pte_pfn, pte_present, vma_slot,
 )
 from realmem._kernel.pgtable cimport (
@@ -16,7 +16,7 @@ from realmem._kernel.rmap cimport anon_vma_prepare
 from realmem._kernel.tlb cimport tlb_protect_locked
 from realmem._kernel.vmaindex cimport vma_find
 from realmem._kernel.zap cimport page_mapcount, zap_range_locked
-from realmem.compiler cimport SEQ_CST, atomic64_fetch_and
+from realmem.compiler cimport SEQ_CST, atomic64_add_return, atomic64_fetch_and
 from realmem.types cimport PAGE_SIZE, PG_anon, PG_swapbacked, page, pfn_to_page
 
 
@@ -88,6 +88,11 @@ cdef inline void change(mm_struct* mm, uint64_t* pte, int what) noexcept nogil:
             entry & ~<uint64_t>PTE_SOFT_DIRTY)
         return
     if entry & PTE_SPECIAL:
+        return
+    if what == ADVISE_NUMA_HINT:
+        if entry & PTE_PRESENT:
+            pte[0] = (entry & ~<uint64_t>PTE_PRESENT) | PTE_PROTNONE
+            atomic64_add_return(&mm.mmu.numa_pte_updates, 1, SEQ_CST)
         return
     p = pfn_to_page(mm.mmu.m, pte_pfn(entry))
     if what == ADVISE_FREE:

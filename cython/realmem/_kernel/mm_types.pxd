@@ -29,7 +29,9 @@ cdef enum:
     PTE_DIRTY = 0x040
     PTE_PSE = 0x080
     PTE_GLOBAL = 0x100
-    PTE_PROTNONE = 0x100        # with PTE_PRESENT clear: a frame that nothing may touch
+    # With PTE_PRESENT clear: a frame that nothing may touch; in a VMA that may be touched, a
+    # NUMA hint: who does is to be noticed.
+    PTE_PROTNONE = 0x100
     PTE_SPECIAL = 0x200         # software: the zero page, or a vmap()ed frame; not counted
     PTE_SOFT_DIRTY = 0x800      # software: stored to since /proc/PID/clear_refs said so
     PTE_TABLE = 0x067           # present, RW, user, accessed, dirty: an entry to a table
@@ -242,6 +244,9 @@ cdef struct mmu:
     int64_t thp_collapse_alloc
     int64_t thp_collapse_alloc_failed
     int64_t thp_split_pmd
+    int64_t numa_pte_updates    # entries that became hints; faults that such brought; at home
+    int64_t numa_hint_faults
+    int64_t numa_hint_faults_local
     int64_t mthp_alloc[16]      # by order, sysfs's anon_fault_alloc and anon_fault_fallback
     int64_t mthp_fallback[16]
     # Fault-around, bytes: a power of two of pages (debugfs fault_around_bytes).

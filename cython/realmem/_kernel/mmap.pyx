@@ -11,11 +11,11 @@ from realmem._kernel.host_calls cimport mutex_lock, mutex_unlock
 from realmem._kernel.huge cimport copy_huge_locked
 from realmem._kernel.mm_lock cimport lock_live, lock_task, unlock_task
 from realmem._kernel.mm_types cimport (
-    GUP_PIN_COUNTING_BIAS, HOST_NONE, HOST_READ, MM_DEAD, NR_RLIMITS,
-    PMD_SHIFT, PTE_PFN_MASK, PTE_RW, PTE_SPECIAL, TASK_SIZE, VM_ACCOUNT, VM_DONTCOPY,
-    VM_GROWSDOWN, VM_LOCKED_MASK, VM_MAYBE_GUARD, VM_SOFTDIRTY, VM_WIPEONFORK, anon_vma,
-    linear_page_index, mm_struct, mmu,
-    pte_pfn, pte_present, pte_with_host, shmem, vm_area_struct, vma_cursor, vma_slot,
+    GUP_PIN_COUNTING_BIAS, HOST_NONE, HOST_READ, MM_DEAD, NR_RLIMITS, PMD_SHIFT, PTE_ACCESSED,
+    PTE_DIRTY, PTE_PFN_MASK, PTE_RW, PTE_SPECIAL, TASK_SIZE, VM_ACCOUNT, VM_DONTCOPY, VM_GROWSDOWN,
+    VM_LOCKED_MASK, VM_MAYBE_GUARD, VM_SOFTDIRTY, VM_WIPEONFORK, anon_vma, linear_page_index,
+    mm_struct, mmu, pte_pfn, pte_present, pte_with_host, shmem, vm_area_struct, vma_cursor,
+    vma_slot,
 )
 from realmem._kernel.pgtable cimport (
     PTES_READ, free_pgtables_locked, is_huge_locked, pgd_free, pte_alloc_locked, pte_cursor,
@@ -154,6 +154,7 @@ cdef int copy_page_range(mm_struct* parent, mm_struct* child,
 
 
 # The child's entry for a page that is mapped, which is shared with it; 0 without memory.
+# Mirrors: mm/memory.c:__copy_present_ptes().
 cdef inline uint64_t copy_present_pte(mm_struct* parent, mm_struct* child, const vma_slot* slot,
                                       uint64_t addr, uint64_t* pte) noexcept nogil:
     cdef uint64_t entry = pte[0]
@@ -161,15 +162,17 @@ cdef inline uint64_t copy_present_pte(mm_struct* parent, mm_struct* child, const
         # Copied for its guard regions' sake: the rest stays as it is.
         page_dup_rmap(pfn_to_page(parent.mmu.m, pte_pfn(entry)))
         child.core.shmem_rss += 1
+        entry &= ~<uint64_t>PTE_DIRTY
     elif pinned_page(parent, addr, entry):
-        entry = copy_pinned(parent, child, slot, addr, entry)
+        return pte_with_host(copy_pinned(parent, child, slot, addr, entry), HOST_NONE)
     else:
         entry &= ~<uint64_t>PTE_RW
         pte[0] = entry
         if not entry & PTE_SPECIAL:
             page_dup_rmap(pfn_to_page(parent.mmu.m, pte_pfn(entry)))
             child.core.anon_rss += 1
-    return pte_with_host(entry, HOST_NONE)
+    # It was not used through the child's yet.
+    return pte_with_host(entry & ~<uint64_t>PTE_ACCESSED, HOST_NONE)
 
 
 # Mirrors: mm/mm.h:folio_needs_cow_for_dma().

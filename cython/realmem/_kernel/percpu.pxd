@@ -57,6 +57,9 @@ cdef void area_set_cpu(cpu_area* area) noexcept nogil
 # takes memory without naming a node takes that one's, and counts as local there.
 cdef void area_run_on(machine* m, int nid) noexcept nogil
 
+# The node that the calling thread is on, or acts for.
+cdef int this_node(const machine* m) noexcept nogil
+
 # What the slab allocator wants to know, being above this: inside its area, a thread has come
 # to a CPU of another node; outside, it ends.
 cdef void set_slab_hooks(void (*new_node)(machine* m, cpu_area* area) noexcept nogil,

@@ -83,6 +83,15 @@ cdef void area_run_on(machine* m, int nid) noexcept nogil:
     area_exit(area)
 
 
+cdef int this_node(const machine* m) noexcept nogil:
+    cdef const cpu_area* area = this_area
+    cdef int cpu
+    if area.machine == m and area.run_on > 0:
+        return <int>area.run_on - 1
+    cpu = this_cpu_id()
+    return m.cpu_to_node[cpu if 0 <= cpu < m.nr_cpu_ids else 0]
+
+
 cdef void area_set_node(machine* m, cpu_area* area, int nid) noexcept nogil:
     cdef zone** nearest = m.zonelists[nid * 2 * MAX_NR_ZONES + ZONE_MOVABLE]
     cdef node* n = m.nodes + (nid if nearest[0] == NULL else nearest[0].nid)

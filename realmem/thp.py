@@ -54,11 +54,13 @@ class ThpSettings:
 
     :param started: called when huge pages of the PMD's size become possible.
     :ivar enabled: ``"always"``, ``"madvise"`` or ``"never"``.
+    :ivar use_zero_page: whether reads of empty memory may bring 2 MiB of zeros.
     :ivar orders: the word of each order: those, or ``"inherit"``.
     """
 
     def __init__(self, started: Any) -> None:
         self.enabled = "never"
+        self.use_zero_page = True
         self.orders = {order: "never" for order in ORDERS}
         self.orders[PMD_ORDER] = "inherit"
         self._started = started
@@ -89,6 +91,15 @@ class ThpSettings:
         self._publish()
         self._start()
 
+    def set_use_zero_page(self, text: str) -> None:
+        """
+        Set ``use_zero_page``.
+
+        :raises OSError: EINVAL, neither 0 nor 1.
+        """
+        self.use_zero_page = _word(text, ("0", "1")) == "1"
+        self._publish()
+
     def _start(self) -> None:
         # mm/khugepaged.c:start_stop_khugepaged(), which wants more memory kept free.
         if any(word in ("always", "madvise") for word in map(self.state, ORDERS)):
@@ -108,7 +119,10 @@ class ThpSettings:
 
     def _publish(self) -> None:
         if self._mmu is not None:
-            self._mmu.set_folios(*self.masks())
+            masks = self.masks()
+            self._mmu.set_folios(*masks)
+            # Where none is possible, a read fault need not ask for more.
+            self._mmu.set_zero_page(self.use_zero_page and bool(masks[1] >> PMD_ORDER))
 
     def counts(self) -> tuple[list[int], list[int]]:
         """Give faults by order that got a folio, and that wanted one in vain."""

@@ -330,3 +330,89 @@ def test_disabled_but_where_advised(machine):
     p.madvise(at + HUGE, HUGE, MADV_HUGEPAGE)
     p.write(at + HUGE, b"1")
     assert not is_huge(p, at + HUGE)
+
+
+def free_frames(machine):
+    machine.drain_all_pages()
+    machine.quicklists.trim()
+    return machine.nodes[0].free_pages
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_the_huge_zero_page(machine, raw):
+    machine.spawn().exit()
+    before = free_frames(machine)
+    p = machine.spawn()
+    at = aligned(p, 2)
+    p.madvise(at, 2 * HUGE, MADV_HUGEPAGE)
+    machine.sysfs[f"{THP}/enabled"] = "madvise"
+    view = np.frombuffer(p.view(at, 2 * HUGE), dtype=np.uint8)
+    faults = machine.hoststat["sigsegv"]
+    if raw:
+        assert view.max() == 0
+        assert machine.hoststat["sigsegv"] - faults == 2
+    else:
+        assert p.read(at, 2 * HUGE) == bytes(2 * HUGE)
+    assert is_huge(p, at) and p.rss == 0 and p.min_flt == 2
+    assert machine.vmstat["thp_zero_page_alloc"] == 1
+    assert machine.vmstat["nr_anon_transparent_hugepages"] == 0
+    machine.check()
+    child = p.fork()
+    if raw:
+        view[PAGE_SIZE] = 7
+    else:
+        p.write(at + PAGE_SIZE, b"\7")
+    assert p.rss == PAGES and is_huge(p, at) and is_huge(child, at)
+    assert machine.vmstat["thp_fault_alloc"] == 1
+    child.mprotect(at + HUGE, PAGE_SIZE, PROT_READ)     # splits it; all stays zero
+    child.write(at + HUGE + PAGE_SIZE, b"\5")
+    assert child.rss == 1 and not is_huge(child, at + HUGE)
+    assert view[HUGE:].max() == 0 and child.read(at, HUGE) == bytes(HUGE)
+    machine.check()
+    p.exit()
+    child.write(at, b"\3")
+    assert child.read(at + HUGE + 2 * PAGE_SIZE, PAGE_SIZE) == bytes(PAGE_SIZE)
+    child.exit()
+    del view
+    assert free_frames(machine) == before
+
+
+def test_the_huge_zero_page_is_a_choice(machine):
+    path = f"{THP}/use_zero_page"
+    assert machine.sysfs[path] == "1\n"
+    machine.sysfs[f"{THP}/enabled"] = "always"
+    for text in ("2", "", "yes"):
+        with pytest.raises(OSError) as caught:
+            machine.sysfs[path] = text
+        assert caught.value.errno == errno.EINVAL
+    machine.sysfs[path] = "0\n"
+    p = machine.spawn()
+    at = aligned(p, 3)
+    p.read(at, 1)
+    assert not is_huge(p, at)
+    machine.sysfs[path] = "1"
+    p.read(at + HUGE, 1)
+    assert is_huge(p, at + HUGE)
+    # Without memory for 2 MiB a page of zeros does.
+    other = machine.spawn()
+    where = aligned(other)
+    p.exit()
+    with machine.inject("page_alloc", nth=1):
+        try:
+            other.read(where, 1)
+        except rm.OutOfMemory:
+            pass
+    assert other.read(where, 1) == b"\0"
+    machine.check()
+
+
+def test_a_pin_of_the_huge_zero_page(machine):
+    machine.sysfs[f"{THP}/enabled"] = "always"
+    p = machine.spawn()
+    at = aligned(p)
+    with p.pin(at, PAGE_SIZE) as view:
+        assert is_huge(p, at) and bytes(view) == bytes(PAGE_SIZE)
+        p.write(at + PAGE_SIZE, b"\1")          # not under the pin: one page
+        assert p.rss == 1 and bytes(view) == bytes(PAGE_SIZE)
+        machine.check()
+    p.exit()

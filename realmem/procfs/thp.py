@@ -18,8 +18,8 @@ def thp_files(machine: Any) -> Iterator[tuple[str, TextFile]]:
     thp = machine.thp
     yield f"{THP}/enabled", TextFile(lambda: choices(TOP_WORDS, thp.enabled), thp.set_enabled)
     yield f"{THP}/hpage_pmd_size", TextFile(lambda: f"{PAGE_SIZE << PMD_ORDER}\n")
-    # A read of empty memory maps the zero page, never a huge one.
-    yield f"{THP}/use_zero_page", TextFile(lambda: "0\n")
+    yield f"{THP}/use_zero_page", TextFile(
+        lambda: f"{int(thp.use_zero_page)}\n", thp.set_use_zero_page)
     for order in ORDERS:
         at = f"{THP}/{size_name(order)}"
 

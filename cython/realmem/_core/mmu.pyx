@@ -124,6 +124,10 @@ cdef class Mmu:
         """Publish where copies go, COW_*."""
         self.u.cow_node = where
 
+    def set_zero_page(self, bint huge):
+        """Publish whether reads of empty memory may bring the huge zero page."""
+        self.u.thp_zero_page = huge
+
     @property
     def folio_counts(self):
         """(allocated, fallen back) by order, since the machine was made."""
@@ -136,7 +140,9 @@ cdef class Mmu:
         """Events of huge pages other than faults', by their names in /proc/vmstat."""
         return {"thp_collapse_alloc": self.u.thp_collapse_alloc,
                 "thp_collapse_alloc_failed": self.u.thp_collapse_alloc_failed,
-                "thp_split_pmd": self.u.thp_split_pmd}
+                "thp_split_pmd": self.u.thp_split_pmd,
+                "thp_zero_page_alloc": self.u.thp_zero_page_alloc,
+                "thp_zero_page_alloc_failed": self.u.thp_zero_page_alloc_failed}
 
     @property
     def hint_events(self):

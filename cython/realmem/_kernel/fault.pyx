@@ -27,7 +27,9 @@ from realmem._kernel.mm_types cimport (
     vm_area_struct, vma_slot,
 )
 from realmem._kernel.percpu cimport count_vm_event, this_node
-from realmem._kernel.folio cimport anon_folio_fault, folios_wanted, make_entry
+from realmem._kernel.folio cimport (
+    anon_folio_fault, folios_wanted, huge_zero_fault, huge_zero_wp, make_entry,
+)
 from realmem._kernel.huge cimport fill_huge_locked, reuse_huge_locked
 from realmem._kernel.pgtable cimport (
     is_huge_locked, pte_alloc_locked, pte_offset_locked, split_huge_locked,
@@ -202,6 +204,8 @@ cdef int do_anonymous_page(vm_fault* f) noexcept nogil:
     cdef page* p
     if f.access != FAULT_WRITE:
         kind_known(f, KIND_ZERO_PAGE)
+        if unlikely(mm.mmu.thp_zero_page) and huge_zero_fault(f) == 0:
+            return FAULT_OK
         return install(f, make_entry(f.vma, mm.mmu.zero_pfn) | PTE_SPECIAL, HOST_READ)
     kind_known(f, KIND_ANON)
     if unlikely(folios_wanted(mm, f.vma) != 0) and anon_folio_fault(f) == 0:
@@ -252,6 +256,8 @@ cdef int do_wp_page(vm_fault* f) noexcept nogil:
     cdef page* new
     cdef int rc
     if unlikely(is_huge_locked(f.mm, f.address)):
+        if zero and huge_zero_wp(f) == 0:
+            return FAULT_OK
         if reuse_huge_locked(f.mm, f.address, True):
             kind_known(f, KIND_REUSE)
             if f.hardware:

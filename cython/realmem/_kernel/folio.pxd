@@ -27,6 +27,17 @@ cdef inline uint32_t folios_wanted(const mm_struct* mm,
 # Returns: 0; -1: none, a single page it is.
 cdef int anon_folio_fault(vm_fault* f) noexcept nogil
 
+# Serve a read fault where nothing is by the huge zero page.
+# Mirrors: mm/huge_memory.c:do_huge_pmd_anonymous_page(), set_huge_zero_folio().
+# Returns: 0; -1: the zero page it is.
+cdef int huge_zero_fault(vm_fault* f) noexcept nogil
+
+# Serve a store to the huge zero page by 2 MiB of the process's own.
+# Preconditions: a huge entry maps it at addr.
+# Mirrors: do_huge_zero_wp_pmd().
+# Returns: 0; -1: a single page it is.
+cdef int huge_zero_wp(vm_fault* f) noexcept nogil
+
 # vma->vm_page_prot, without the right to write.
 cdef inline uint64_t make_entry(const vm_area_struct* vma, uint64_t pfn) noexcept nogil:
     cdef uint64_t entry = (pfn << PAGE_SHIFT) | PTE_USER

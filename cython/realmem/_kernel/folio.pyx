@@ -6,16 +6,18 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
+from realmem._kernel.huge_zero cimport huge_zero_get_locked
 from realmem._kernel.mempolicy cimport vma_alloc_pages
 from realmem._kernel.mm_types cimport (
-    PMD_SHIFT, PTE_DIRTY, PTE_RW, PTE_SOFT_DIRTY, mm_struct, mmu, vm_area_struct,
+    PMD_SHIFT, PTE_DIRTY, PTE_RW, PTE_SOFT_DIRTY, PTE_SPECIAL, PTRS_PER_TABLE, is_pinned,
+    mm_struct, mmu, vm_area_struct,
 )
 from realmem._kernel.page_alloc cimport split_page
-from realmem._kernel.pgtable cimport make_huge_locked, set_pte_locked
+from realmem._kernel.pgtable cimport make_huge_locked, set_pte_locked, unmake_huge_locked
 from realmem._kernel.rmap cimport anon_vma_prepare
-from realmem._kernel.tlb cimport tlb_fill_locked
+from realmem._kernel.tlb cimport tlb_fill_locked, tlb_flush_locked
 from realmem._kernel.vm_fault cimport (
-    PART_ALLOC, PART_HOST_MAP, PART_ZERO_OR_COPY, part_done, vm_fault,
+    KIND_ANON, PART_ALLOC, PART_HOST_MAP, PART_ZERO_OR_COPY, kind_known, part_done, vm_fault,
 )
 from realmem._kernel.zap cimport page_add_new_anon_rmap
 from realmem.compiler cimport SEQ_CST, atomic64_add_return, fls
@@ -25,6 +27,7 @@ from realmem.types cimport (
 )
 
 cdef enum:
+    PMD_SIZE = 1 << PMD_SHIFT
     # GFP_TRANSHUGE_LIGHT: no reclaim for it; and split, it is no compound page.
     FOLIO_GFP = ((GFP_HIGHUSER_MOVABLE | GFP_NOMEMALLOC | GFP_NOWARN)
                  & ~(GFP_DIRECT_RECLAIM | GFP_KSWAPD_RECLAIM))
@@ -67,6 +70,61 @@ cdef int anon_folio_fault(vm_fault* f) noexcept nogil:
     return -1
 
 
+cdef int huge_zero_fault(vm_fault* f) noexcept nogil:
+    cdef mm_struct* mm = f.mm
+    cdef vm_area_struct* vma = f.vma
+    cdef uint64_t start = f.address & ~<uint64_t>(PMD_SIZE - 1)
+    cdef uint64_t* first = f.pte - ((f.address - start) >> PAGE_SHIFT)
+    cdef uint64_t entry
+    cdef int i
+    if (not mm.mmu.thp_zero_page or not folios_wanted(mm, vma) & (1 << HPAGE_PMD_ORDER)
+            or start < vma.vm_start or start + PMD_SIZE > vma.vm_end
+            or not all_empty(first, PTRS_PER_TABLE)):
+        return -1
+    # As for any huge page: so that a child inherits it.
+    if anon_vma_prepare(mm, vma) != 0:
+        return -1
+    if huge_zero_get_locked(mm) != 0:
+        atomic64_add_return(&mm.mmu.thp_fault_fallback, 1, SEQ_CST)
+        return -1
+    entry = make_entry(vma, mm.mmu.huge_zero_pfn) | PTE_SPECIAL
+    for i in range(PTRS_PER_TABLE):
+        set_pte_locked(mm, first + i, entry + (<uint64_t>i << PAGE_SHIFT))
+    make_huge_locked(mm, start, entry)      # without memory it stays a table
+    if f.hardware:
+        tlb_fill_locked(mm, start, start + PMD_SIZE)
+    part_done(f, PART_HOST_MAP)
+    f.order = HPAGE_PMD_ORDER
+    return 0
+
+
+cdef int huge_zero_wp(vm_fault* f) noexcept nogil:
+    cdef mm_struct* mm = f.mm
+    cdef vm_area_struct* vma = f.vma
+    cdef uint64_t start = f.address & ~<uint64_t>(PMD_SIZE - 1)
+    cdef uint64_t length = PMD_SIZE
+    cdef page* p
+    # Who pinned a page of it goes on reading through the window.
+    if is_pinned(mm, start, start + PMD_SIZE) or anon_vma_prepare(mm, vma) != 0:
+        return -1
+    p = vma_alloc_pages(mm, vma, f.address, FOLIO_GFP, HPAGE_PMD_ORDER, NULL)
+    count(mm.mmu, HPAGE_PMD_ORDER, p != NULL)
+    if p == NULL:
+        return -1
+    kind_known(f, KIND_ANON)
+    part_done(f, PART_ALLOC)
+    memset(<void*>page_address(mm.mmu.m, p), 0, length)
+    part_done(f, PART_ZERO_OR_COPY)
+    tlb_flush_locked(mm, start, start + PMD_SIZE)
+    unmake_huge_locked(mm, start)
+    map_folio(mm, vma, start, f.pte - ((f.address - start) >> PAGE_SHIFT), p, HPAGE_PMD_ORDER)
+    if f.hardware:
+        tlb_fill_locked(mm, start, start + PMD_SIZE)
+    part_done(f, PART_HOST_MAP)
+    f.order = HPAGE_PMD_ORDER
+    return 0
+
+
 cdef bint all_empty(const uint64_t* pte, uint64_t n) noexcept nogil:
     cdef uint64_t i
     for i in range(n):
@@ -92,5 +150,5 @@ cdef void map_folio(mm_struct* mm, vm_area_struct* vma, uint64_t start, uint64_t
     for i in range(n):
         page_add_new_anon_rmap(mm, vma, start + (<uint64_t>i << PAGE_SHIFT), p + i)
         set_pte_locked(mm, pte + i, entry + (<uint64_t>i << PAGE_SHIFT))
-    if start & ((1 << PMD_SHIFT) - 1) == 0 and order == HPAGE_PMD_ORDER:
+    if start & (PMD_SIZE - 1) == 0 and order == HPAGE_PMD_ORDER:
         make_huge_locked(mm, start, entry)      # without memory it stays a table

@@ -105,6 +105,9 @@ cdef int mm_pagemap(mm_struct* mm, uint64_t id, uint64_t start, int64_t n, bint 
         if slot != NULL and slot.start <= addr:
             pte = pte_offset_locked(mm, addr)
             words_ret[i] = word_of(mm, slot, pte[0] if pte != NULL else 0, may_see)
+            # The huge zero page is nobody's, and so not anonymous.
+            if pte != NULL and pte[0] & PTE_SPECIAL and is_huge_locked(mm, addr):
+                words_ret[i] |= <uint64_t>1 << PM_FILE
         addr += PAGE_SIZE
     mutex_unlock(&mm.lock)
     return 0

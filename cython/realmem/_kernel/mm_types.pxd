@@ -247,6 +247,13 @@ cdef struct mmu:
     int64_t numa_pte_updates    # entries that became hints; faults that such brought; at home
     int64_t numa_hint_faults
     int64_t numa_hint_faults_local
+    # 2 MiB of zeros, for reads of what is empty; guarded by rmap_lock.  Its frames have a
+    # reference each, and no entry is counted.
+    int32_t thp_zero_page       # whether it is used (sysfs's use_zero_page)
+    uint64_t huge_zero_pfn      # while it has users
+    int64_t huge_zero_users     # address spaces that ever mapped it
+    int64_t thp_zero_page_alloc
+    int64_t thp_zero_page_alloc_failed
     int64_t mthp_alloc[16]      # by order, sysfs's anon_fault_alloc and anon_fault_fallback
     int64_t mthp_fallback[16]
     # Fault-around, bytes: a power of two of pages (debugfs fault_around_bytes).
@@ -293,6 +300,7 @@ cdef struct mm_core:
     uint64_t rlimits[4]         # NR_RLIMITS, bytes
     int32_t may_lock            # CAP_IPC_LOCK
     int32_t may_reserve         # CAP_SYS_ADMIN
+    int32_t huge_zero           # it is one of mmu.huge_zero_users
     int32_t thp_disabled        # PR_SET_THP_DISABLE: 0; 1; 3: but where it was asked for
     uint64_t* reserve           # tables set aside for a change that must not fail
     task_struct* owner          # NULL for the vmalloc area's

@@ -9,6 +9,7 @@ from realmem._kernel.account cimport vm_stat_account
 from realmem._kernel.fault cimport anon_page
 from realmem._kernel.host_calls cimport mutex_lock, mutex_unlock
 from realmem._kernel.huge cimport copy_huge_locked
+from realmem._kernel.huge_zero cimport huge_zero_dup_locked, huge_zero_put_locked
 from realmem._kernel.mm_lock cimport lock_live, lock_task, unlock_task
 from realmem._kernel.mm_types cimport (
     GUP_PIN_COUNTING_BIAS, HOST_NONE, HOST_READ, MM_DEAD, NR_RLIMITS, PMD_SHIFT, PTE_ACCESSED,
@@ -95,6 +96,8 @@ cdef int dup_vmas(mm_struct* parent, mm_struct* child) noexcept nogil:
         child.core.rlimits[i] = parent.core.rlimits[i]
     child.core.may_lock = parent.core.may_lock
     child.core.may_reserve = parent.core.may_reserve
+    if parent.core.huge_zero:
+        huge_zero_dup_locked(child)
     while slot != NULL:
         of = slot.vma
         slot = vma_next(&cursor)
@@ -205,6 +208,7 @@ cdef int mm_exit(mm_struct* mm, uint64_t id) noexcept nogil:
     tlb_flush_window_locked(mm)
     zap_range_locked(mm, 0, <uint64_t>TASK_SIZE, NULL, True)
     free_pgtables_locked(mm, 0, <uint64_t>TASK_SIZE)
+    huge_zero_put_locked(mm)
     remove_vmas(mm)
     atomic64_add_return(&mm.mmu.committed, -mm.core.accounted, SEQ_CST)
     pgd_free(mm)

@@ -7,6 +7,7 @@ from libc.string cimport memset
 
 from realmem._kernel.account cimport vm_stat_account
 from realmem._kernel.host_calls cimport mutex_lock, mutex_unlock
+from realmem._kernel.huge_zero cimport is_huge_zero
 from realmem._kernel.kernel_caches cimport (
     ANON_VMA, MM_STRUCT, NR_DEDICATED, RADIX_TREE_NODE, SHMEM_INODE, TASK_STRUCT, VM_AREA_STRUCT,
     VMAP_AREA, dedicated_cache, objects_held,
@@ -231,7 +232,8 @@ cdef bint validate_pte(recount* r, uint64_t entry, uint64_t addr) noexcept nogil
             pte_host(entry) >= HOST_READ and not entry & PTE_PRESENT):
         return fail(r, MM_ABOVE_ENTRY, addr, 0, <int64_t>entry)
     if entry & PTE_SPECIAL:
-        if pte_pfn(entry) != r.u.zero_pfn or entry & PTE_RW:
+        if entry & PTE_RW or (pte_pfn(entry) != r.u.zero_pfn
+                              and not is_huge_zero(r.u, pte_pfn(entry))):
             return fail(r, MM_NOT_ANON, addr, <int64_t>r.u.zero_pfn, <int64_t>entry)
         return True
     p = pfn_to_page(r.u.m, pte_pfn(entry))

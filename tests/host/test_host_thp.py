@@ -263,8 +263,9 @@ def _random_steps(r: random.Random, n: int) -> list[Op]:
             "w": [write(first, min(r.choice((1, 2, 30)), BLOCKS * PAGES - first), slot)],
             "s": [store(first, r.randrange(256), slot, r.random() < 0.5)],
             "r": [load(first, slot, r.random() < 0.5)],
-            # A look first: the kernel keeps empty tables where realmem does not.
-            "c": [write(block * PAGES + r.randrange(9), 1, slot), collapse(block, 1, slot)],
+            # A store first: the kernel keeps empty tables where realmem does not.
+            "c": [protect(RW, block * PAGES, PAGES, slot),
+                  write(block * PAGES + r.randrange(9), 1, slot), collapse(block, 1, slot)],
             "p": [protect(r.choice((RW, RW, READ, NONE)), start, length, slot)],
             "d": [advise(DONTNEED, start, length, slot)],
             "g": [advise(GUARD, start, min(length, 5), slot)],

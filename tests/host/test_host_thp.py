@@ -283,8 +283,8 @@ def _random_steps(r: random.Random, n: int, advised: bool = True) -> list[Op]:
             "x": [Op(slot, "exit")] if slot != 1 else [],
             "l": [Op(slot, "mlock", (at(start), length * PAGE))],
             "L": [Op(slot, "munlock", (at(start), length * PAGE))],
-            "h": [advise(r.choice((HUGEPAGE if advised else NOHUGEPAGE, NOHUGEPAGE)), start, length,
-                         slot)],
+            "h": [advise(r.choice((HUGEPAGE if advised else NOHUGEPAGE, NOHUGEPAGE)), start,
+                         length, slot)],
         }[what]
     return steps
 

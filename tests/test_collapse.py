@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import tempfile
 import threading
 
 import numpy as np
@@ -193,6 +194,17 @@ def test_what_is_pinned_stays(machine, p, write):
     page.put()
     p.madvise(other, HUGE, MADV_COLLAPSE)
     assert p.read(other, 1) == b"y"
+
+
+def test_a_pinned_zero_page_stays_mapped(machine, p):
+    """No reference tells of that pin: a host system call is to find the page all the same."""
+    at = aligned(p)
+    p.write(at, b"x")
+    with p.pin(at + PAGE_SIZE, PAGE_SIZE) as view, tempfile.TemporaryFile(buffering=0) as file:
+        assert refused(p, at) == errno.EAGAIN
+        assert file.write(view) == PAGE_SIZE            # EFAULT, were it not mapped
+    p.madvise(at, HUGE, MADV_COLLAPSE)
+    assert is_huge(p, at)
 
 
 def test_a_pin_of_a_shared_huge_page_splits_it(machine, p):

@@ -12,7 +12,7 @@ from realmem._kernel.huge cimport fill_huge_locked
 from realmem._kernel.mm_lock cimport lock_live
 from realmem._kernel.mm_types cimport (
     HOST_NONE, PMD_SHIFT, PTE_DIRTY, PTE_RW, PTE_SOFT_DIRTY, PTE_SPECIAL, PTRS_PER_TABLE, VM_WRITE,
-    mm_struct, mmu, pte_host, pte_pfn, pte_present, vm_area_struct, vma_slot,
+    is_pinned, mm_struct, mmu, pte_host, pte_pfn, pte_present, vm_area_struct, vma_slot,
 )
 from realmem._kernel.page_alloc cimport alloc_pages_node, split_page
 from realmem._kernel.page_free cimport free_pages
@@ -90,6 +90,8 @@ cdef int collapse_pmd(mm_struct* mm, uint64_t base) noexcept nogil:
     if is_huge_locked(mm, base):            # the zero page, too
         return SCAN_SUCCEED
     result = look(mm, pte, &s)
+    if result == SCAN_SUCCEED and is_pinned(mm, base, base + PMD_SIZE):
+        result = SCAN_PAGE_COUNT            # the zero page, whose references tell nothing
     if result != SCAN_SUCCEED:
         return result
     folio = alloc_folio(mm.mmu, &s)

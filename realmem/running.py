@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from realmem import host
+from realmem._core.faults import check_pending
 from realmem.arguments import as_int
 from realmem.errors import HostError
 
@@ -128,9 +130,10 @@ class On:
         allowed, node = self._before.pop()
         os.sched_setaffinity(0, allowed)
         try:
-            self._process.run_on(node=node)
-        except (ProcessLookupError, ValueError):
-            pass                        # it exited, or its machine was closed
+            check_pending()             # a forbidden access in the block; run_on() would raise it
+        finally:
+            with suppress(ProcessLookupError, ValueError):  # exited, or its machine was closed
+                self._process.run_on(node=node)
 
     def __exit__(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 
 import pytest
 
@@ -158,6 +159,28 @@ def test_on_outlives_its_process(machine, process):
     with process.on(node=0):
         process.exit()
     assert os.sched_getaffinity(0) == allowed
+
+
+def test_on_puts_all_back_before_a_forbidden_access_is_raised(machine, process):
+    process.run_on(node=0)
+    view = process.view(process.mmap(None, P, PROT_READ, ANON), P)
+    seen = []
+
+    def store():                            # not in the main thread, which is interrupted
+        allowed = os.sched_getaffinity(0)
+        try:
+            with process.on(node=2):
+                view[0] = 1
+        except rm.SegmentationFault:
+            seen.append(os.sched_getaffinity(0) == allowed)
+
+    thread = threading.Thread(target=store)
+    thread.start()
+    thread.join()
+    assert seen == [True]
+    at = process.mmap(None, P, RW, ANON)
+    process.write(at, b"x")
+    assert node_of(process, at) == 0
 
 
 def test_on_needs_a_place(process):

@@ -352,7 +352,8 @@ class Machine(Overview):
         """
         Tell what page faults cost since the first process was made, down to their parts.
 
-        Every fault that was served is counted and timed.  ``print()`` gives a table.
+        Every fault that was served is counted; raw ones are all timed, of a process's software
+        ones the first 256, then every 16th.  ``print()`` gives a table.
 
         :param way: ``"raw"`` for those of real loads and stores, ``"software"`` for those of the
             software MMU, None for both.

@@ -158,8 +158,8 @@ class _Scale:
             for part, counts in zip(PARTS[1:], table, strict=True):
                 shift = bare if raw and part == "total" else 0.0
                 parts[part].append((self._middles + shift, counts))
-            if raw and len(self._signals):
-                share = np.full(len(self._signals), count / len(self._signals))
+            if raw:             # no samples: the host refused the page to take them with
+                share = np.full(len(self._signals), count / max(len(self._signals), 1))
                 parts["signal"].append((self._signals, share))
             else:
                 parts["signal"].append((np.zeros(1), np.array([count])))

@@ -93,6 +93,18 @@ def test_raw_faults_have_a_signal_and_a_host_map(machine):
     assert sum(c.count for c in machine.fault_costs().values()) == 33
 
 
+def test_signals_that_could_not_be_timed_are_not_said_to_be_free(monkeypatch, machine):
+    """At the host's limit of VMAs there is no page to take their time with."""
+    monkeypatch.setattr(core, "probe", list)
+    process = machine.spawn()
+    at = process.mmap(None, P, RW, ANON)
+    process.view(at, P)[0] = 1
+    (cost,) = machine.fault_costs().values()
+    assert cost.count == cost.total.count == 1
+    assert cost.signal.count == 0 and math.isnan(cost.signal.percentile(50))
+    assert "nan" in str(machine.fault_costs())
+
+
 def test_many_faults_are_all_counted_and_some_timed(machine):
     process = machine.spawn(node=0)
     at = process.mmap(None, 4096 * P, RW, ANON)

@@ -23,7 +23,7 @@ from realmem.layout import PAGE_SIZE
 from realmem.mm.address_space import MemoryMap
 from realmem.mm.vma import Vma
 from realmem.outside import SeenFromOutside
-from realmem.running import RunsSomewhere
+from realmem.running import Place, RunsSomewhere
 from realmem.syscalls import SystemCalls
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class Process(SystemCalls, AdviceCalls, RunsSomewhere, SeenFromOutside):
         self.parent = parent
         self.uid = uid
         self._table = table
-        self._node = node
+        self._places = [Place(node)]
         self._children: dict[int, Process] = {}
         self._status: int | None = None
         self.mm = mm

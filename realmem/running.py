@@ -5,15 +5,16 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import suppress
+from dataclasses import dataclass
+from threading import get_ident
 from typing import TYPE_CHECKING
 
 from realmem import host
-from realmem._core.faults import check_pending
+from realmem._core.faults import Ending, check_pending
 from realmem.arguments import as_int
 from realmem.errors import HostError
 
 if TYPE_CHECKING:
-    from types import TracebackType
     from typing import Any
 
     from realmem.machine import Machine
@@ -21,10 +22,26 @@ if TYPE_CHECKING:
     from realmem.process import ProcessTable
 
 
+@dataclass(eq=False)
+class Place:
+    """
+    Where a process runs: from the start, or for as long as a thread is in a block of p.on().
+
+    :ivar node: None is the node of whichever CPU calls.
+    :ivar thread: whose block it is.
+    :ivar allowed: the CPUs that the thread might use before.
+    """
+
+    node: int | None
+    thread: int = 0
+    allowed: frozenset[int] = frozenset()
+
+
 class RunsSomewhere:
     """The part of Process that places it on a node."""
 
-    _node: int | None
+    # Its own, then those of blocks that threads are in, as they began: the last one counts.
+    _places: list[Place]
 
     if TYPE_CHECKING:
         mm: MemoryMap
@@ -38,6 +55,10 @@ class RunsSomewhere:
             raise ValueError("this machine is closed")
         return machine
 
+    @property
+    def _node(self) -> int | None:
+        return self._places[-1].node
+
     def run_on(self, node: int | None = None, cpu: int | None = None) -> None:
         """
         Say where the process runs: its software accesses and calls take memory as there.
@@ -50,9 +71,16 @@ class RunsSomewhere:
         :raises ValueError: there is no such node or CPU, or the CPU is another node's.
         """
         self.mm.core.check_alive()
-        node = self._node_to_run_on(node, cpu)
-        self.mm.core.run_on(-1 if node is None else node)
-        self._node = node
+        self._places[-1].node = self._node_to_run_on(node, cpu)
+        self.settle()
+
+    def settle(self) -> None:
+        """Have the kernel side follow the last place, though threads may enter and leave some."""
+        while True:
+            node = self._node
+            self.mm.core.run_on(-1 if node is None else node)
+            if node == self._node:
+                break
 
     def on(self, node: int | None = None, cpu: int | None = None) -> On:
         """
@@ -86,22 +114,24 @@ class RunsSomewhere:
         return of_cpu[cpu]
 
 
-class On:
+class On(Ending):
     """A process and the calling thread on one node, until the end of a ``with`` block."""
 
     def __init__(self, process: Any, node: int | None, cpu: int | None) -> None:
         self._process = process
         self._node = node
         self._cpu = cpu
-        self._before: list[tuple[set[int], int | None]] = []
+        self._entered: list[Place] = []
 
     def __enter__(self) -> int:
-        self._before.append((os.sched_getaffinity(0), self._process._node))
+        place = Place(self._node, get_ident(), frozenset(os.sched_getaffinity(0)))
+        self._entered.append(place)
         try:
             cpu = self._pin()
-            self._process.run_on(node=self._node)
+            self._process._places.append(place)
+            self._process.settle()
         except BaseException:
-            self._restore()
+            self.__exit__()
             raise
         return cpu
 
@@ -109,7 +139,7 @@ class On:
         """Bind the thread to one CPU, rather to one that it may use now."""
         candidates = self._candidates()
         try:
-            os.sched_setaffinity(0, (candidates & self._before[-1][0]) or candidates)
+            os.sched_setaffinity(0, (candidates & os.sched_getaffinity(0)) or candidates)
             cpu = min(os.sched_getaffinity(0))      # the cpuset may have left some out
             os.sched_setaffinity(0, {cpu})
         except OSError as why:
@@ -126,19 +156,16 @@ class On:
         node = self._process.machine.nodes[self._node]
         return set(node.cpus or host.cpus_of(node.host_node))
 
-    def _restore(self) -> None:
-        allowed, node = self._before.pop()
-        os.sched_setaffinity(0, allowed)
+    def leave(self) -> None:
+        """Put all back; what was done of it already may be done again."""
+        mine = [place for place in self._entered if place.thread == get_ident()]
+        place = (mine or self._entered)[-1]
+        os.sched_setaffinity(0, place.allowed)
+        with suppress(ValueError):
+            self._process._places.remove(place)
         try:
-            check_pending()             # a forbidden access in the block; run_on() would raise it
+            check_pending()             # a forbidden access in the block; it would keep us here
         finally:
             with suppress(ProcessLookupError, ValueError):  # exited, or its machine was closed
-                self._process.run_on(node=node)
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._restore()
+                self._process.settle()
+        self._entered.remove(place)

@@ -183,6 +183,54 @@ def test_on_puts_all_back_before_a_forbidden_access_is_raised(machine, process):
     assert node_of(process, at) == 0
 
 
+def test_on_puts_all_back_when_a_forbidden_access_interrupts_its_end(machine, process):
+    process.run_on(node=0)
+    allowed = os.sched_getaffinity(0)
+    view = process.view(process.mmap(None, P, PROT_READ, ANON), P)
+    with pytest.raises(rm.SegmentationFault), process.on(node=2):
+        view[0] = 1                         # the interpreter's next check is in __exit__
+    assert os.sched_getaffinity(0) == allowed
+    at = process.mmap(None, P, RW, ANON)
+    process.write(at, b"x")
+    assert node_of(process, at) == 0
+
+
+@pytest.mark.parametrize("first_leaves_first", [True, False])
+def test_on_in_several_threads(machine, process, first_leaves_first):
+    """Whoever leaves last, the process goes back to where it was."""
+    process.run_on(node=0)
+    inside, leave = threading.Event(), threading.Event()
+    seen = []
+
+    def other(on):
+        before = os.sched_getaffinity(0)
+        with on:
+            inside.set()
+            leave.wait()
+        seen.append(os.sched_getaffinity(0) == before)
+
+    def node_now():
+        at = process.mmap(None, P, RW, ANON)
+        process.write(at, b"x")
+        return node_of(process, at)
+
+    allowed = os.sched_getaffinity(0)
+    thread = threading.Thread(target=other, args=(process.on(node=2),))
+    with process.on(node=1):
+        thread.start()
+        inside.wait()
+        assert node_now() == 2
+        if not first_leaves_first:
+            leave.set()
+            thread.join()
+            assert node_now() == 1
+    assert os.sched_getaffinity(0) == allowed
+    assert node_now() == (2 if first_leaves_first else 0)
+    leave.set()
+    thread.join()
+    assert node_now() == 0 and seen == [True]
+
+
 def test_on_needs_a_place(process):
     with pytest.raises(ValueError, match="which node or CPU"):
         process.on()

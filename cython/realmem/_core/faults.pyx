@@ -226,6 +226,26 @@ cdef class Guard:
         return self.entered.pop()
 
 
+cdef class Ending:
+    """
+    Base of context managers whose end is reached, though a signal may interrupt it.
+
+    What the handler has for the main thread interrupts the first Python function that is called
+    after the access: a ``__exit__`` of Python's, before its first line.
+    """
+
+    def __exit__(self, *ignored):
+        try:
+            self.leave()
+        except BaseException:
+            self.leave()
+            raise
+
+    def leave(self):
+        """Do what is to be done at the end; it may be interrupted, and is then called again."""
+        raise NotImplementedError
+
+
 # Records that are this thread's by its own doing or, in the main thread, by default; those for
 # which a guard is open wait for its end.
 cdef list take_for_thread():

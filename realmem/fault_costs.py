@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from realmem.arguments import as_str
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -119,7 +121,7 @@ def fault_costs(mmu: Mmu | None, way: str | None) -> FaultCosts:
     :param mmu: the machine's, None if nothing was mapped yet.
     :param way: ``"raw"``, ``"software"`` or None for both.
     """
-    if way not in WAYS:
+    if way is not None and as_str(way, "way") not in WAYS:
         raise ValueError(f"way must be 'raw', 'software' or None, not {way!r}")
     if mmu is None:
         return FaultCosts()

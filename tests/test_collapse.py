@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import realmem as rm
 from realmem import (
     MADV_COLLAPSE,
+    MADV_DONTNEED,
     MADV_FREE,
     MADV_GUARD_INSTALL,
     MADV_HUGEPAGE,
@@ -428,3 +429,53 @@ def test_a_pin_of_the_huge_zero_page(machine):
         assert p.rss == 1 and bytes(view) == bytes(PAGE_SIZE)
         machine.check()
     p.exit()
+
+
+def free_pages(machine):
+    machine.drain_all_pages()
+    machine.quicklists.trim()
+    for cache in machine.kmem_caches.values():
+        cache.shrink()
+    return machine.nodes[0].free_pages
+
+
+def test_a_collapse_that_fails_takes_nothing(machine, p):
+    at = aligned(p)
+    p.write(at, b"x")
+    p.madvise(at + 9 * PAGE_SIZE, PAGE_SIZE, MADV_GUARD_INSTALL)
+    before = free_pages(machine)
+    assert refused(p, at) == errno.EINVAL       # when a folio was there already
+    assert machine.vmstat["thp_collapse_alloc"] == 1
+    assert free_pages(machine) == before
+
+
+def test_the_huge_zero_page_stays_within_its_vma(machine, p):
+    machine.sysfs[f"{THP}/enabled"] = "always"
+    at = aligned(p)
+    p.mprotect(at + HUGE - PAGE_SIZE, PAGE_SIZE, PROT_READ)
+    p.read(at, 1)
+    assert not is_huge(p, at)
+    p.mprotect(at + HUGE - PAGE_SIZE, PAGE_SIZE, RW)
+    p.madvise(at, HUGE, MADV_DONTNEED)
+    p.read(at, 1)
+    assert is_huge(p, at)
+
+
+def test_the_huge_zero_page_covers_nothing_that_is_there(machine, p):
+    at = aligned(p)
+    p.write(at + 5 * PAGE_SIZE, b"x")
+    machine.sysfs[f"{THP}/enabled"] = "always"
+    p.read(at, 1)
+    assert not is_huge(p, at)
+    assert p.read(at + 5 * PAGE_SIZE, 1) == b"x"
+
+
+def test_a_walk_sees_what_was_used_behind_a_huge_entry(machine, p):
+    at = aligned(p)
+    p.write(at, b"x")
+    p.madvise(at, HUGE, MADV_COLLAPSE)
+    machine.procfs[f"/proc/{p.pid}/clear_refs"] = "1"
+    assert "accessed" not in p.walk(at)[-1].decoded["flags"]
+    p.read(at + 7 * PAGE_SIZE, 1)
+    assert is_huge(p, at)
+    assert "accessed" in p.walk(at)[-1].decoded["flags"]

@@ -154,6 +154,8 @@ def test_what_could_not_be_served_is_not_counted(machine):
 def test_another_way_is_refused(machine):
     with pytest.raises(ValueError, match="'raw', 'software' or None"):
         machine.fault_costs("hardware")
+    with pytest.raises(TypeError, match="way"):
+        machine.fault_costs(5)
 
 
 def test_it_prints_as_a_table(machine):

@@ -215,3 +215,20 @@ def test_a_vma_of_more_than_16_tib(process):
         assert child.read(addr, 1) == b"\0"
     second = process.fork()
     assert all(second.read(a, 1) == b"p" for a in (base, base + (16 << 40), base + size - P))
+
+
+@pytest.mark.parametrize("end", ["exit", "munmap"])
+def test_what_only_others_still_map_is_not_locked(machine, process, end):
+    # As the host counts Mlocked: a page that a locked VMA gives up is not locked for its sake.
+    at = process.mmap(None, 32 * P, RW, ANON)
+    process.mlock(at, 32 * P)
+    assert machine.vmstat["nr_mlock"] == 32
+    child = process.fork()
+    process.touch(at, 8 * P, write=True)                    # the child keeps the old ones
+    assert machine.vmstat["nr_mlock"] == 32
+    if end == "exit":
+        process.exit()
+    else:
+        process.munmap(at, 32 * P)
+    assert machine.vmstat["nr_mlock"] == 0
+    assert child.rss == 32

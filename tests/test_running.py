@@ -274,8 +274,8 @@ def test_where_copies_go(machine, process, where, node):
 
 def test_where_copies_go_is_linuxs_at_first(machine):
     assert machine.cow_placement == "policy"
-    for wrong in ("parent", 1, None):
-        with pytest.raises(ValueError, match="cow_placement"):
+    for wrong, error in (("parent", ValueError), (1, TypeError), (None, TypeError)):
+        with pytest.raises(error, match="cow_placement"):
             machine.cow_placement = wrong
     machine.cow_placement = "source"                    # before there is any process
     parent = machine.spawn(node=2)

@@ -24,7 +24,7 @@ _KERNEL = (
     Mutant("a copy lacks its last bytes", _F,
            "page_address(m, source), length)", "page_address(m, source), length - 64)"),
     Mutant("a copied frame keeps its old mapping", _F,
-           "    if not zero:\n        page_remove_rmap(f.mm, old)\n", ""),
+           "    if not zero:\n        replaced(f.mm, f.vma, old)\n", ""),
     Mutant("the last owner copies too", _F,
            "    if not zero and old.flags & (1 << PG_anon) and (\n",
            "    if False and old.flags & (1 << PG_anon) and (\n"),

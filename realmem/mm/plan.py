@@ -125,6 +125,9 @@ class Plan(Draft):
             rest.append((first.piece(first.start, start), first.start))
         if last.end > end:
             rest.append((last.piece(end, last.end), last.start))
+        for vma in vmas:
+            if vma.vm_flags_word & VM_LOCKED:
+                self.lock(max(vma.start, start), min(vma.end, end), False)
         self.set_vmas(first.start, last.end, rest)
         self.zap(max(first.start, start), min(last.end, end))
         for vma in vmas:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+from realmem.arguments import as_str
 from realmem.layout import PAGE_SIZE
 
 OVERCOMMIT_GUESS, OVERCOMMIT_ALWAYS, OVERCOMMIT_NEVER = range(3)
@@ -76,7 +77,7 @@ class VmSettings:
 
     def set_cow_placement(self, where: str) -> None:
         """Say where copies go: one of COW_PLACEMENTS."""
-        if where not in COW_PLACEMENTS:
+        if as_str(where, "cow_placement") not in COW_PLACEMENTS:
             raise ValueError(f"cow_placement must be one of {COW_PLACEMENTS}, not {where!r}")
         with self._lock:
             self.cow_placement = where

@@ -110,6 +110,7 @@ def test_what_others_use_too_is_left_alone(real, advice):
     a = p.mmap(None, 4 * P, RW, ANON)
     p.write(a, b"x" * 4 * P)
     child = p.fork()
+    child.touch(a, 4 * P)                   # used through its entries, too
     p.write(a, b"y")                        # the first page is its own again
     for one, referenced in ((p, 12 if advice == MADV_COLD else 16), (child, 16)):
         one.madvise(a + P if one is child else a, 3 * P if one is child else 4 * P, advice)

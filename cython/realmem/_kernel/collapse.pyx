@@ -11,8 +11,9 @@ from realmem._kernel.host_calls cimport mutex_unlock
 from realmem._kernel.huge cimport fill_huge_locked
 from realmem._kernel.mm_lock cimport lock_live
 from realmem._kernel.mm_types cimport (
-    HOST_NONE, PMD_SHIFT, PTE_DIRTY, PTE_RW, PTE_SOFT_DIRTY, PTE_SPECIAL, PTRS_PER_TABLE, VM_WRITE,
-    is_pinned, mm_struct, mmu, pte_host, pte_pfn, pte_present, vm_area_struct, vma_slot,
+    HOST_NONE, PMD_SHIFT, PTE_DIRTY, PTE_RW, PTE_SOFT_DIRTY, PTE_SPECIAL, PTRS_PER_TABLE,
+    VM_LOCKED, VM_WRITE, is_pinned, mm_struct, mmu, pte_host, pte_pfn, pte_present, vm_area_struct,
+    vma_slot,
 )
 from realmem._kernel.page_alloc cimport alloc_pages_node, split_page
 from realmem._kernel.page_free cimport free_pages
@@ -22,7 +23,7 @@ from realmem._kernel.pgtable cimport (
 )
 from realmem._kernel.tlb cimport tlb_flush_locked
 from realmem._kernel.vmaindex cimport vma_find
-from realmem._kernel.zap cimport page_add_new_anon_rmap, page_remove_rmap
+from realmem._kernel.zap cimport munlock_page, page_add_new_anon_rmap, page_remove_rmap
 from realmem.compiler cimport SEQ_CST, atomic64_add_return
 from realmem.types cimport (
     GFP_HIGHUSER_MOVABLE, GFP_KSWAPD_RECLAIM, GFP_NOMEMALLOC, GFP_NOWARN, GFP_THISNODE,
@@ -171,5 +172,7 @@ cdef void replace(mm_struct* mm, vm_area_struct* vma, uint64_t base, uint64_t* p
         page_add_new_anon_rmap(mm, vma, base + (<uint64_t>i << PAGE_SHIFT), folio + i)
         set_pte_locked(mm, pte + i, value + (<uint64_t>i << PAGE_SHIFT))
         if p != NULL:
+            if vma.vm_flags & VM_LOCKED:
+                munlock_page(mm.mmu, p)
             page_remove_rmap(mm, p)
     make_huge_locked(mm, base, value)

@@ -15,7 +15,7 @@ from realmem._kernel.mm_types cimport (
     vm_area_struct, vma_cursor, vma_slot,
 )
 from realmem._kernel.pgtable cimport (
-    NO_HUGE, PTES_ALIKE, PTES_READ, PTES_SPLIT, clear_pte_locked, free_pgtables_locked,
+    NO_HUGE, PTES_ALIKE, PTES_SPLIT, clear_pte_locked, free_pgtables_locked,
     next_table_locked, pte_alloc_locked, pte_cursor, pte_first, pte_next, pte_skip_table,
     set_pte_locked, split_huge_locked, tables_reserve_locked, tables_unreserve_locked,
 )
@@ -27,7 +27,7 @@ from realmem._kernel.vmaindex cimport (
     VMA_INDEX_CAPACITY, vm_area_alloc, vm_area_free_list, vma_at, vma_erase, vma_first,
     vma_insert, vma_next,
 )
-from realmem._kernel.zap cimport mlock_page, munlock_page, page_mapcount, zap_range_locked
+from realmem._kernel.zap cimport mlock_range_locked, page_mapcount, zap_range_locked
 from realmem.compiler cimport BUG, SEQ_CST, atomic64_add_return
 from realmem.types cimport PAGE_SHIFT, PG_anon, page, pfn_to_page
 
@@ -141,7 +141,7 @@ cdef void run_step(transaction* t, const mm_step* step, const new_vma* vmas) noe
     elif step.what == STEP_MOVE:
         move_page_tables(mm, step.start, step.to, step.end - step.start)
     else:
-        lock_pages(mm, step.start, step.end, step.what == STEP_LOCK)
+        mlock_range_locked(mm, step.start, step.end, step.what == STEP_LOCK)
 
 
 # ---- VMAs -------------------------------------------------------------------
@@ -331,19 +331,3 @@ cdef void move_page_tables(mm_struct* mm, uint64_t old, uint64_t new,
         set_pte_locked(mm, to, entry)
         pte = pte_next(&c)
     free_pgtables_locked(mm, old, old + length)
-
-
-# Frames of a range are held in memory from now on, or not for this range's sake.
-# Mirrors: mm/mlock.c:mlock_pte_range().
-cdef void lock_pages(mm_struct* mm, uint64_t start, uint64_t end, bint on) noexcept nogil:
-    cdef pte_cursor c
-    cdef uint64_t* pte = pte_first(&c, mm, start, end, PTES_READ)
-    cdef page* p
-    while pte != NULL:
-        if pte_present(pte[0]) and not pte[0] & PTE_SPECIAL:
-            p = pfn_to_page(mm.mmu.m, pte_pfn(pte[0]))
-            if on:
-                mlock_page(mm.mmu, p)
-            else:
-                munlock_page(mm.mmu, p)
-        pte = pte_next(&c)

@@ -43,7 +43,9 @@ from realmem._kernel.vm_fault cimport (
     vm_fault,
 )
 from realmem._kernel.vmaindex cimport vma_find
-from realmem._kernel.zap cimport mlock_page, page_add_new_anon_rmap, page_remove_rmap
+from realmem._kernel.zap cimport (
+    mlock_page, munlock_page, page_add_new_anon_rmap, page_remove_rmap,
+)
 from realmem.compiler cimport SEQ_CST, atomic64_add_return, likely, load64, unlikely
 from realmem.types cimport (
     GFP_HIGHUSER_MOVABLE, HOST_SPURIOUS, PAGE_SHIFT, PAGE_SIZE, PGFAULT, PGREUSE,
@@ -279,8 +281,15 @@ cdef int do_wp_page(vm_fault* f) noexcept nogil:
         return FAULT_OOM
     rc = install(f, make_entry(f.vma, page_to_pfn(m, new)) | WRITTEN, HOST_WRITE)
     if not zero:
-        page_remove_rmap(f.mm, old)
+        replaced(f.mm, f.vma, old)
     return rc
+
+
+# A copy stands where the page was.
+cdef inline void replaced(mm_struct* mm, const vm_area_struct* vma, page* old) noexcept nogil:
+    if unlikely(vma.vm_flags & VM_LOCKED):
+        munlock_page(mm.mmu, old)
+    page_remove_rmap(mm, old)
 
 
 # A page that is to be pinned for reading must stay the process's own: whoever writes later
@@ -309,7 +318,7 @@ cdef int unshare_page_locked(mm_struct* mm, uint64_t addr, uint64_t* pte) noexce
     memcpy(<void*>page_address(m, new), <void*>page_address(m, old), PAGE_SIZE)
     rc = tlb_install_locked(mm, addr, pte, (entry & ~<uint64_t>PTE_PFN_MASK) | (
         page_to_pfn(m, new) << PAGE_SHIFT), HOST_NONE)
-    page_remove_rmap(mm, old)
+    replaced(mm, slot.vma, old)
     return FAULT_OK if rc == 0 else FAULT_HOST
 
 

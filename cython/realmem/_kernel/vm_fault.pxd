@@ -73,5 +73,6 @@ cdef inline void part_done(vm_fault* f, int part) noexcept nogil:
     if not f.timed:
         return
     now = cycles()
-    f.parts[part] += now - f.last
-    f.last = now
+    if now > f.last:            # the counters of two CPUs may be a little apart
+        f.parts[part] += now - f.last
+        f.last = now

@@ -25,3 +25,8 @@ cdef inline int page_mapcount(const page* p) noexcept nogil:
 # A page is held in memory, by a VMA that is locked, or no longer.
 cdef void mlock_page(mmu* u, page* p) noexcept nogil
 cdef void munlock_page(mmu* u, page* p) noexcept nogil
+# The same for the frames of a range: held in memory from now on, or not for its sake.  When a
+# locked VMA goes, or its page is replaced, that comes first: others may go on mapping them.
+# Mirrors: mm/mlock.c:mlock_pte_range(), munlock_vma_folio().
+cdef void mlock_range_locked(mm_struct* mm, uint64_t start, uint64_t end,
+                             bint on) noexcept nogil

@@ -8,7 +8,7 @@ from realmem._kernel.mm_types cimport (
 )
 from realmem._kernel.page_free cimport free_pages
 from realmem._kernel.pgtable cimport (
-    PTES_CLEAR, clear_pte_locked, pte_cursor, pte_first, pte_next,
+    PTES_CLEAR, PTES_READ, clear_pte_locked, pte_cursor, pte_first, pte_next,
 )
 from realmem._kernel.tlb cimport tlb_flush_locked
 from realmem.compiler cimport (
@@ -110,3 +110,18 @@ cdef void munlock_page(mmu* u, page* p) noexcept nogil:
     cdef uint64_t bit = <uint64_t>1 << PG_mlocked
     if p.flags & bit and atomic64_fetch_and(&p.flags, ~bit, SEQ_CST) & bit:
         atomic64_add_return(&u.nr_mlock, -1, SEQ_CST)
+
+
+cdef void mlock_range_locked(mm_struct* mm, uint64_t start, uint64_t end,
+                             bint on) noexcept nogil:
+    cdef pte_cursor c
+    cdef uint64_t* pte = pte_first(&c, mm, start, end, PTES_READ)
+    cdef page* p
+    while pte != NULL:
+        if pte_present(pte[0]) and not pte[0] & PTE_SPECIAL:
+            p = pfn_to_page(mm.mmu.m, pte_pfn(pte[0]))
+            if on:
+                mlock_page(mm.mmu, p)
+            else:
+                munlock_page(mm.mmu, p)
+        pte = pte_next(&c)

@@ -20,6 +20,8 @@ from realmem import (
     MADV_HUGEPAGE,
     MAP_ANONYMOUS,
     MAP_PRIVATE,
+    MREMAP_FIXED,
+    MREMAP_MAYMOVE,
     PAGE_SIZE,
     PROT_READ,
     PROT_WRITE,
@@ -479,3 +481,49 @@ def test_a_walk_sees_what_was_used_behind_a_huge_entry(machine, p):
     p.read(at + 7 * PAGE_SIZE, 1)
     assert is_huge(p, at)
     assert "accessed" in p.walk(at)[-1].decoded["flags"]
+
+
+def test_bits_of_huge_entries_follow_their_use(machine, p):
+    at = aligned(p, 3)
+    p.fill(at, HUGE, 1)
+    p.madvise(at, HUGE, MADV_COLLAPSE)
+    machine.procfs[f"/proc/{p.pid}/clear_refs"] = "4"   # soft-dirty bits go
+
+    def flags(process, where):
+        step = process.walk(where)[-1]
+        assert step.level == "pmd"
+        return step.decoded["flags"]
+
+    child = p.fork()
+    assert "accessed" not in flags(child, at)           # not used through the child's yet
+    assert {"accessed", "dirty"} <= flags(p, at) and "rw" not in flags(p, at) | flags(child, at)
+    child.exit()
+    p.madvise(at, HUGE, MADV_FREE)
+    assert "dirty" not in flags(p, at)
+    p.write(at, b"x")                                   # the last owner: opened as a whole
+    assert {"rw", "dirty", "accessed", "soft_dirty"} <= flags(p, at)
+    machine.procfs[f"/proc/{p.pid}/clear_refs"] = "4"
+    assert "soft_dirty" not in flags(p, at)
+    new = p.mremap(at, HUGE, HUGE, MREMAP_MAYMOVE | MREMAP_FIXED, at + HUGE)
+    assert "soft_dirty" in flags(p, new)                # what moved counts as dirtied
+
+
+def test_a_store_to_what_was_given_up_is_noticed(machine, p):
+    at = aligned(p)
+    p.fill(at, HUGE, 1)
+    p.madvise(at, HUGE, MADV_COLLAPSE)
+    view = p.view(at, HUGE)
+    view[0] = 2
+    p.madvise(at, HUGE, MADV_FREE)
+    assert view[9 * PAGE_SIZE] == 1                     # mapped again, and not for stores
+    assert "LazyFree:           2048 kB" in p.smaps()
+    view[9 * PAGE_SIZE] = 3
+    assert "dirty" in p.walk(at)[-1].decoded["flags"]
+
+
+@pytest.mark.parametrize("length", [PAGE_SIZE, HUGE - 2 * PAGE_SIZE])
+def test_within_2_mib_there_is_nothing_to_collapse(p, length):
+    at = aligned(p)
+    p.fill(at, HUGE, 1)
+    assert refused(p, at + PAGE_SIZE, length) == errno.EINVAL
+    assert not is_huge(p, at)

@@ -67,6 +67,11 @@ def test_only_the_command_line_prints(path):
     assert calls == []
 
 
+@pytest.mark.parametrize("path", PYTHON + COMPILED, ids=ids(PYTHON + COMPILED))
+def test_nothing_is_left_to_be_written(path):
+    assert "NotImplementedError" not in path.read_text()
+
+
 def test_stubs_stand_beside_what_python_imports():
     """Each module of _core and _bench has a stub, none of _kernel has one, none is left over."""
     modules = {path.relative_to(ROOT / "cython").with_suffix("") for path in COMPILED}

@@ -231,7 +231,8 @@ cdef class Ending:
     Base of context managers whose end is reached, though a signal may interrupt it.
 
     What the handler has for the main thread interrupts the first Python function that is called
-    after the access: a ``__exit__`` of Python's, before its first line.
+    after the access: a ``__exit__`` of Python's, before its first line.  So they have a
+    ``leave()`` instead: what is to be done at the end.  If it is interrupted it is called again.
     """
 
     def __exit__(self, *ignored):
@@ -240,10 +241,6 @@ cdef class Ending:
         except BaseException:
             self.leave()
             raise
-
-    def leave(self):
-        """Do what is to be done at the end; it may be interrupted, and is then called again."""
-        raise NotImplementedError
 
 
 # Records that are this thread's by its own doing or, in the main thread, by default; those for

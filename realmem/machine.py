@@ -198,7 +198,7 @@ class Machine(Overview):
         )
         managed = [pages for where in ranges for pages in where.managed]
         nodes_of_cpus = cpu_map(places, host)
-        self.cpu_to_node = {cpu: nodes_of_cpus[cpu] for cpu in host.present_cpus()}
+        self._cpu_to_node = {cpu: nodes_of_cpus[cpu] for cpu in host.present_cpus()}
         self._allocator = PageAllocator(
             weakref.ref(self),
             self._pool.direct_map,

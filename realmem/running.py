@@ -106,7 +106,7 @@ class RunsSomewhere:
             raise ValueError(f"no node {node}: this machine has {len(nodes)}")
         if cpu is None:
             return node
-        of_cpu = self.machine.cpu_to_node
+        of_cpu = self.machine._cpu_to_node
         if as_int(cpu, "cpu") not in of_cpu:
             raise ValueError(f"this host has no CPU {cpu}")
         if node not in (None, of_cpu[cpu]):

@@ -53,6 +53,17 @@ def test_twenty_machines_at_once():
     assert footprint() == before
 
 
+def test_what_a_closed_machine_still_tells_is_what_it_was_made_of():
+    """Other attributes ask first whether it is open; none is shown by chance."""
+    machine = rm.Machine(2, "4M", **SMALL)
+    bound = {name for kind in type(machine).__mro__
+             for name in getattr(kind, "__annotations__", {})}
+    shown = {name for name in vars(machine) if not name.startswith("_")}
+    machine.close()
+    assert shown - bound == {
+        "backing", "cpus", "fallback_orders", "nodes", "seed", "sysctl", "thp"}
+
+
 def test_everything_on_a_closed_machine_is_a_value_error():
     machine = rm.Machine(2, "4M", page_owner=True, **SMALL)
     page = machine.alloc_pages(GFP.KERNEL, 0)

@@ -6,7 +6,6 @@ import errno
 import os
 from contextlib import suppress
 from dataclasses import dataclass
-from threading import get_ident
 from typing import TYPE_CHECKING
 
 from realmem import host
@@ -28,12 +27,10 @@ class Place:
     Where a process runs: from the start, or for as long as a thread is in a block of p.on().
 
     :ivar node: None is the node of whichever CPU calls.
-    :ivar thread: whose block it is.
     :ivar allowed: the CPUs that the thread might use before.
     """
 
     node: int | None
-    thread: int = 0
     allowed: frozenset[int] = frozenset()
 
 
@@ -94,6 +91,7 @@ class RunsSomewhere:
         :return: a context manager that gives the CPU; at its end, all is as it was.
         :raises ValueError: see run_on(); or neither is given.
         :raises HostError: on entry: the thread may not run on any such CPU.
+        :raises RuntimeError: on entry, before it was left: each block takes one of its own.
         """
         self.mm.core.check_alive()
         if node is None and cpu is None:
@@ -115,25 +113,32 @@ class RunsSomewhere:
 
 
 class On(Ending):
-    """A process and the calling thread on one node, until the end of a ``with`` block."""
+    """
+    A process and the calling thread on one node, until the end of a ``with`` block.
+
+    No signal comes between: entering puts all back if it is interrupted, from its last call on
+    nothing interrupts it, and the interpreter enters the block before it looks for signals.
+    """
 
     def __init__(self, process: Any, node: int | None, cpu: int | None) -> None:
         self._process = process
         self._node = node
         self._cpu = cpu
-        self._entered: list[Place] = []
+        self._place: Place | None = None        # while it is entered
 
     def __enter__(self) -> int:
-        place = Place(self._node, get_ident(), frozenset(os.sched_getaffinity(0)))
-        self._entered.append(place)
+        place = Place(self._node, frozenset(os.sched_getaffinity(0)))
+        if self._place is not None:
+            raise RuntimeError("this p.on() is in use: each block takes one of its own")
+        self._place = place
         try:
             cpu = self._pin()
             self._process._places.append(place)
             self._process.settle()
+            return cpu
         except BaseException:
             self.__exit__()
             raise
-        return cpu
 
     def _pin(self) -> int:
         """Bind the thread to one CPU, rather to one that it may use now."""
@@ -157,9 +162,10 @@ class On(Ending):
         return set(node.cpus or host.cpus_of(node.host_node))
 
     def leave(self) -> None:
-        """Put all back; what was done of it already may be done again."""
-        mine = [place for place in self._entered if place.thread == get_ident()]
-        place = (mine or self._entered)[-1]
+        """Put all back; what was done of it already may be done again, or all of it."""
+        place = self._place
+        if place is None:
+            return
         os.sched_setaffinity(0, place.allowed)
         with suppress(ValueError):
             self._process._places.remove(place)
@@ -168,4 +174,4 @@ class On(Ending):
         finally:
             with suppress(ProcessLookupError, ValueError):  # exited, or its machine was closed
                 self._process.settle()
-        self._entered.remove(place)
+        self._place = None

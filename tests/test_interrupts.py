@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -86,3 +87,22 @@ def test_exits(machine: rm.Machine) -> None:
             break
         nth += 1
     assert nth > 5
+
+
+def test_on() -> None:
+    """A block that was not entered, or was left, leaves thread and process where they were."""
+    with rm.Machine(nodes=2, memory="16M", window="1G") as machine:
+        process = machine.spawn(node=0)
+        allowed = os.sched_getaffinity(0)
+
+        def pass_through() -> None:
+            with process.on(node=1):
+                pass
+
+        pass_through()
+        nth = 1
+        while interrupted_at(nth, pass_through):
+            assert os.sched_getaffinity(0) == allowed
+            assert [place.node for place in process._places] == [0]
+            nth += 1
+        assert nth > 20

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import random
+import signal
 import threading
 
 import pytest
@@ -243,6 +245,76 @@ def test_on_in_several_threads(machine, process, first_leaves_first):
     leave.set()
     thread.join()
     assert node_now() == 0 and seen == [True]
+
+
+def test_on_is_left_once(machine, process):
+    """What is left again, or was never entered, has nothing to put back."""
+    allowed = os.sched_getaffinity(0)
+    process.run_on(node=0)
+    on = process.on(node=1)
+    on.leave()
+    with process.on(node=2):
+        inner = os.sched_getaffinity(0)
+        with on:
+            pass
+        on.leave()
+        on.__exit__(None, None, None)
+        assert os.sched_getaffinity(0) == inner
+        at = process.mmap(None, P, RW, ANON)
+        process.write(at, b"x")
+        assert node_of(process, at) == 2
+    assert os.sched_getaffinity(0) == allowed
+
+
+def test_on_is_entered_once_at_a_time(machine, process):
+    allowed = os.sched_getaffinity(0)
+    process.run_on(node=0)
+    on = process.on(node=1)
+    with on as cpu:
+        with pytest.raises(RuntimeError, match="in use"), on:
+            pytest.fail("entered")
+        assert os.sched_getaffinity(0) == {cpu}     # the block that it is in use for goes on
+        at = process.mmap(None, 2 * P, RW, ANON)
+        process.write(at, b"x")
+        assert node_of(process, at) == 1
+    assert os.sched_getaffinity(0) == allowed
+    process.write(at + P, b"x")
+    assert node_of(process, at + P) == 0
+    with on:                                        # one block after the other
+        assert len(os.sched_getaffinity(0)) == 1
+    assert os.sched_getaffinity(0) == allowed
+
+
+class Interrupt(BaseException):
+    """As KeyboardInterrupt, which would end pytest."""
+
+
+def test_on_puts_all_back_whenever_a_signal_comes(machine, process, soak_factor):
+    def interrupt(signum, frame):
+        raise Interrupt
+
+    process.run_on(node=0)
+    allowed = os.sched_getaffinity(0)
+    rng = random.Random(1)
+    interrupted = entered = 0
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for _ in range(int(2000 * soak_factor)):
+            try:
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, rng.randrange(1, 150) / 1e6)
+                    with process.on(node=1):
+                        entered += 1
+                finally:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+            except Interrupt:
+                interrupted += 1
+            assert os.sched_getaffinity(0) == allowed
+            assert process._node == 0
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert interrupted and entered
 
 
 def test_on_needs_a_place(process):

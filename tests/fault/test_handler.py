@@ -38,6 +38,33 @@ def test_wild_pointer_dies_with_a_traceback(child, how) -> None:
     assert ("RuntimeWarning: SIGSEGV was taken" in done.stderr) == (how == "enabled after")
 
 
+def test_the_line_that_called_is_warned_of(child) -> None:
+    """However deep below the public call it was seen that SIGSEGV had gone."""
+    child(
+        """
+    with one_process("16M") as (machine, p):
+        a = p.mmap(None, PAGE, RW, ANON)
+        array(p, a, PAGE)[0] = 1
+        uses = [
+            lambda: p.view(a, PAGE),
+            lambda: p.host_address(a),
+            lambda: p.fork(),
+            lambda: p.pin(a, PAGE).__enter__(),
+            lambda: p.guard().__enter__(),
+            lambda: machine.fault_costs(),
+            lambda: print(machine.fault_costs()),
+        ]
+        for use in uses:
+            signal.signal(signal.SIGSEGV, signal.SIG_DFL)
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                use()
+            where = [(w.category, w.filename, w.lineno) for w in caught]
+            assert where == [(RuntimeWarning, "<string>", use.__code__.co_firstlineno)], where
+    """,
+    )
+
+
 @pytest.mark.crash
 def test_stolen_and_not_taken_back_dies(child) -> None:
     """Between the theft and the next realmem call a raw fault goes to the thief."""

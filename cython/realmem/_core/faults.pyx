@@ -114,10 +114,25 @@ cdef int check_owner() except -1:
         warnings.warn(
             "SIGSEGV was taken from realmem (by faulthandler.enable(), perhaps); realmem took it "
             "back and passes faults that are not its own on. Enable faulthandler before the "
-            "first spawn()", RuntimeWarning, stacklevel=3)
+            "first spawn()", RuntimeWarning, stacklevel=levels_to_caller())
     elif handler.notify == NULL and listen():
         handler_install()
     return 0
+
+
+# warnings.warn()'s stacklevel of the line that called the package.
+cdef int levels_to_caller() except -1:
+    cdef int level = 1
+    frame = sys._getframe()
+    while frame.f_back is not None and is_own(frame):
+        frame = frame.f_back
+        level += 1
+    return level
+
+
+cdef bint is_own(frame) except -1:
+    name = frame.f_globals.get("__name__")
+    return isinstance(name, str) and name.partition(".")[0] == "realmem"
 
 
 cdef void interrupt_main() noexcept nogil:

@@ -72,6 +72,17 @@ def test_nothing_is_left_to_be_written(path):
     assert "NotImplementedError" not in path.read_text()
 
 
+def test_faces_do_not_repeat_each_others_docstrings():
+    seen, twice = {}, []
+    for path in sorted((ROOT / "cython/realmem/_core").rglob("*.pyx")):
+        for text in re.findall(r'"""(.*?)"""', path.read_text(), re.S):
+            lines = [line.strip() for line in text.split("\n")]
+            for run in zip(lines, lines[1:], lines[2:], lines[3:], strict=False):
+                if all(run) and seen.setdefault(run, path) != path:
+                    twice.append((path.name, seen[run].name, run[0]))
+    assert twice == []
+
+
 def test_stubs_stand_beside_what_python_imports():
     """Each module of _core and _bench has a stub, none of _kernel has one, none is left over."""
     modules = {path.relative_to(ROOT / "cython").with_suffix("") for path in COMPILED}

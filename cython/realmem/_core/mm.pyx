@@ -55,15 +55,10 @@ cdef class AddressSpace(SoftMmu):
     One process's window, page tables and published VMAs.
 
     Methods raise ProcessLookupError once it was ended, ValueError on a closed or inherited
-    machine, and what the calling thread has pending, before anything changes.
+    machine, and what the calling thread has pending, before anything changes.  It is made from
+    what a Space is made from, and
 
-    :param mmu: the machine's.
-    :param pid: for reports.
-    :param nid: node that software accesses allocate from; -1 is the calling CPU's.
-    :param length: bytes of host address space, a power of two from 1 GiB; halved while the host
-        refuses.
-    :raises OutOfMemory: no memory for it and its page directory.
-    :raises HostError: not even 1 GiB of host address space.
+    :param tree: its VMAs.
     """
 
     cdef object vmas                    # as Python has them: a VmaTree

@@ -9,12 +9,28 @@ import pytest
 from fake_core import LENGTH, LOW, FakeCore, FakeProcess, as_process
 
 from realmem.advice import AdviceCalls
-from realmem.layout import PAGE_SIZE
+from realmem.layout import (
+    MAP_ANONYMOUS,
+    MAP_FIXED,
+    MAP_PRIVATE,
+    MAP_SHARED,
+    PAGE_SIZE,
+    PROT_READ,
+    PROT_WRITE,
+)
 from realmem.mm.address_space import MemoryMap
 from realmem.mm.limits import CAPABILITIES
 from realmem.mm.settings import VmSettings
 from realmem.mm.tree import VmaTree
 from realmem.mm.vma import VM_ACCESS_FLAGS, VM_WRITE
+
+# What most calls of these tests are made of.
+P = PAGE_SIZE
+WORD = 1 << 64
+RW = PROT_READ | PROT_WRITE
+ANON = MAP_PRIVATE | MAP_ANONYMOUS
+FIXED = ANON | MAP_FIXED
+SHARED = MAP_SHARED | MAP_ANONYMOUS
 
 
 class FakePages(FakeCore):

@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from fake_pages import ANON, RW, P
 
 from realmem.errors import InvariantError
-from realmem.layout import (
-    MAP_ANONYMOUS,
-    MAP_FIXED,
-    MAP_GROWSDOWN,
-    MAP_PRIVATE,
-    PAGE_SIZE,
-    PROT_READ,
-    PROT_WRITE,
-)
+from realmem.layout import MAP_FIXED, MAP_GROWSDOWN, PROT_READ
 from realmem.machine import Machine
 from realmem.mm.draft import DATA, EXEC, LOCKED, STACK, TOTAL
-
-P = PAGE_SIZE
-RW = PROT_READ | PROT_WRITE
-ANON = MAP_PRIVATE | MAP_ANONYMOUS
 
 
 @pytest.mark.parametrize("which", [TOTAL, DATA, EXEC, STACK, LOCKED])

@@ -3,22 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from fake_pages import FIXED, RW, P
 
-from realmem.layout import (
-    MAP_ANONYMOUS,
-    MAP_FIXED,
-    MAP_GROWSDOWN,
-    MAP_PRIVATE,
-    PAGE_SIZE,
-    PROT_READ,
-    PROT_WRITE,
-    RLIM_INFINITY,
-)
+from realmem.layout import MAP_GROWSDOWN, PROT_READ, RLIM_INFINITY
 from realmem.mm.vma import VM_LOCKED
-
-P = PAGE_SIZE
-RW = PROT_READ | PROT_WRITE
-FIXED = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 
 import pytest
-from fake_pages import flags, refused
+from fake_pages import ANON, RW, P, flags, refused
 
 from realmem.errors import SegmentationFault
 from realmem.layout import (
@@ -15,17 +15,9 @@ from realmem.layout import (
     MADV_REMOVE,
     MAP_ANONYMOUS,
     MAP_FIXED,
-    MAP_PRIVATE,
     MAP_SHARED,
     MREMAP_MAYMOVE,
-    PAGE_SIZE,
-    PROT_READ,
-    PROT_WRITE,
 )
-
-P = PAGE_SIZE
-RW = PROT_READ | PROT_WRITE
-ANON = MAP_PRIVATE | MAP_ANONYMOUS
 
 
 @pytest.mark.conformance("GD-03", "GD-04")

@@ -6,7 +6,7 @@ import random
 import sys
 
 import pytest
-from fake_pages import as_advised
+from fake_pages import FIXED, RW, P, as_advised
 
 from realmem import layout
 from realmem.layout import (
@@ -14,22 +14,15 @@ from realmem.layout import (
     MADV_GUARD_INSTALL,
     MADV_GUARD_REMOVE,
     MADV_SEQUENTIAL,
-    MAP_ANONYMOUS,
-    MAP_FIXED,
-    MAP_PRIVATE,
     MREMAP_DONTUNMAP,
     MREMAP_FIXED,
     MREMAP_MAYMOVE,
-    PAGE_SIZE,
     PROT_READ,
     PROT_WRITE,
 )
 from realmem.mm.vma import VM_MAYBE_GUARD, VM_SOFTDIRTY
 
-P = PAGE_SIZE
 PAGES = 16
-RW = PROT_READ | PROT_WRITE
-FIXED = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED
 TO = MREMAP_MAYMOVE | MREMAP_FIXED
 ADVICE = [MADV_DONTNEED, MADV_SEQUENTIAL, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 
 import pytest
-from fake_pages import flags, refused, spans
+from fake_pages import ANON, RW, SHARED, WORD, P, flags, refused, spans
 
 from realmem.layout import (
     MADV_COLD,
@@ -34,22 +34,12 @@ from realmem.layout import (
     MADV_UNMERGEABLE,
     MADV_WILLNEED,
     MADV_WIPEONFORK,
-    MAP_ANONYMOUS,
     MAP_FIXED,
-    MAP_PRIVATE,
-    MAP_SHARED,
-    PAGE_SIZE,
     PROT_EXEC,
     PROT_NONE,
     PROT_READ,
     PROT_WRITE,
 )
-
-P = PAGE_SIZE
-WORD = 1 << 64
-RW = PROT_READ | PROT_WRITE
-ANON = MAP_PRIVATE | MAP_ANONYMOUS
-SHARED = MAP_SHARED | MAP_ANONYMOUS
 
 
 @pytest.mark.conformance("MA-01", "MA-03", "MA-04")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from fake_pages import ANON, RW, SHARED, P
 
 from realmem.errors import SegmentationFault
 from realmem.layout import (
@@ -16,19 +17,8 @@ from realmem.layout import (
     MADV_POPULATE_WRITE,
     MADV_REMOVE,
     MADV_WIPEONFORK,
-    MAP_ANONYMOUS,
-    MAP_PRIVATE,
-    MAP_SHARED,
-    PAGE_SIZE,
     PROT_NONE,
-    PROT_READ,
-    PROT_WRITE,
 )
-
-P = PAGE_SIZE
-RW = PROT_READ | PROT_WRITE
-ANON = MAP_PRIVATE | MAP_ANONYMOUS
-SHARED = MAP_SHARED | MAP_ANONYMOUS
 
 
 @pytest.mark.conformance("MA-09", "MA-10", "MA-17")

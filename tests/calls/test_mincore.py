@@ -5,23 +5,9 @@ from __future__ import annotations
 import errno
 
 import pytest
-from fake_pages import refused
+from fake_pages import ANON, RW, WORD, P, refused
 
-from realmem.layout import (
-    MAP_ANONYMOUS,
-    MAP_FIXED,
-    MAP_PRIVATE,
-    PAGE_SIZE,
-    PROT_NONE,
-    PROT_READ,
-    PROT_WRITE,
-    TASK_SIZE,
-)
-
-P = PAGE_SIZE
-WORD = 1 << 64
-RW = PROT_READ | PROT_WRITE
-ANON = MAP_PRIVATE | MAP_ANONYMOUS
+from realmem.layout import MAP_FIXED, PROT_NONE, TASK_SIZE
 
 
 @pytest.mark.conformance("MC-03", "MC-05", "MC-06")

@@ -5,28 +5,20 @@ from __future__ import annotations
 import errno
 
 import pytest
-from fake_pages import refused, spans, vm_lck
+from fake_pages import ANON, RW, WORD, P, refused, spans, vm_lck
 
 from realmem.layout import (
     MAP_ANONYMOUS,
     MAP_DROPPABLE,
     MAP_FIXED,
-    MAP_PRIVATE,
     MAP_SHARED,
     MCL_CURRENT,
     MCL_FUTURE,
     MCL_ONFAULT,
     MLOCK_ONFAULT,
-    PAGE_SIZE,
     PROT_NONE,
     PROT_READ,
-    PROT_WRITE,
 )
-
-P = PAGE_SIZE
-WORD = 1 << 64
-RW = PROT_READ | PROT_WRITE
-ANON = MAP_PRIVATE | MAP_ANONYMOUS
 
 
 def present(p, addr, n):

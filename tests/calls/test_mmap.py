@@ -5,13 +5,12 @@ from __future__ import annotations
 import errno
 
 import pytest
-from fake_pages import refused, spans
+from fake_pages import ANON, FIXED, RW, WORD, P, refused, spans
 
 from realmem.layout import (
     MAP_32BIT,
     MAP_ANONYMOUS,
     MAP_DROPPABLE,
-    MAP_FIXED,
     MAP_FIXED_NOREPLACE,
     MAP_GROWSDOWN,
     MAP_HUGE_SHIFT,
@@ -23,18 +22,10 @@ from realmem.layout import (
     MAP_PRIVATE,
     MAP_SHARED,
     MAP_SHARED_VALIDATE,
-    PAGE_SIZE,
     PROT_READ,
-    PROT_WRITE,
     TASK_SIZE,
 )
 from realmem.mm.vma import VM_MERGEABLE, VM_SOFTDIRTY
-
-P = PAGE_SIZE
-RW = PROT_READ | PROT_WRITE
-ANON = MAP_PRIVATE | MAP_ANONYMOUS
-FIXED = ANON | MAP_FIXED
-WORD = 1 << 64
 
 
 @pytest.mark.conformance("MM-01", "MM-02", "MM-03", "MM-13", "MM-21", "MM-22", "MM-24", "MM-41")

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from fake_pages import refused
+from fake_pages import RW, WORD, P, refused
 
 from realmem.layout import (
     MAP_FIXED_NOREPLACE,
@@ -16,14 +16,10 @@ from realmem.layout import (
     MAP_PRIVATE,
     MAP_SHARED,
     MAP_SHARED_VALIDATE,
-    PAGE_SIZE,
     PROT_READ,
     PROT_WRITE,
 )
 
-P = PAGE_SIZE
-RW = PROT_READ | PROT_WRITE
-WORD = 1 << 64
 UNKNOWN = 0x80000000                # a flag that no kernel knows
 
 

@@ -5,28 +5,19 @@ from __future__ import annotations
 import errno
 
 import pytest
-from fake_pages import refused, spans
+from fake_pages import ANON, FIXED, RW, P, refused, spans
 
 from realmem.layout import (
     MAP_ANONYMOUS,
-    MAP_FIXED,
     MAP_GROWSDOWN,
     MAP_LOCKED,
     MAP_NORESERVE,
-    MAP_PRIVATE,
     MAP_SHARED,
-    PAGE_SIZE,
     PROT_EXEC,
     PROT_NONE,
     PROT_READ,
-    PROT_WRITE,
     RLIM_INFINITY,
 )
-
-P = PAGE_SIZE
-RW = PROT_READ | PROT_WRITE
-ANON = MAP_PRIVATE | MAP_ANONYMOUS
-FIXED = ANON | MAP_FIXED
 
 
 @pytest.mark.conformance("MM-27")

@@ -6,25 +6,17 @@ import errno
 from pathlib import Path
 
 import pytest
-from fake_pages import refused, spans
+from fake_pages import ANON, FIXED, RW, P, refused, spans
 
 from realmem.layout import (
-    MAP_ANONYMOUS,
-    MAP_FIXED,
     MAP_GROWSDOWN,
     MAP_PRIVATE,
     MAP_SHARED,
-    PAGE_SIZE,
     PROT_GROWSDOWN,
     PROT_GROWSUP,
     PROT_READ,
     PROT_WRITE,
 )
-
-P = PAGE_SIZE
-RW = PROT_READ | PROT_WRITE
-ANON = MAP_PRIVATE | MAP_ANONYMOUS
-FIXED = ANON | MAP_FIXED
 
 
 @pytest.mark.conformance("MP-02", "MP-03", "MP-04", "MP-16")

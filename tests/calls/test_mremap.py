@@ -5,29 +5,20 @@ from __future__ import annotations
 import errno
 
 import pytest
-from fake_pages import refused, spans, vm_lck
+from fake_pages import ANON, RW, SHARED, P, refused, spans, vm_lck
 
 from realmem.layout import (
     MADV_GUARD_INSTALL,
-    MAP_ANONYMOUS,
     MAP_FIXED,
-    MAP_PRIVATE,
-    MAP_SHARED,
     MREMAP_DONTUNMAP,
     MREMAP_FIXED,
     MREMAP_MAYMOVE,
-    PAGE_SIZE,
     PROT_NONE,
     PROT_READ,
-    PROT_WRITE,
     TASK_SIZE,
 )
 from realmem.mm.vma import VM_DONTEXPAND, VM_MAYREAD, VM_PFNMAP, VM_READ, Vma
 
-P = PAGE_SIZE
-RW = PROT_READ | PROT_WRITE
-ANON = MAP_PRIVATE | MAP_ANONYMOUS
-SHARED = MAP_SHARED | MAP_ANONYMOUS
 MOVE = MREMAP_MAYMOVE
 TO = MREMAP_MAYMOVE | MREMAP_FIXED
 LEAVE = MREMAP_MAYMOVE | MREMAP_DONTUNMAP

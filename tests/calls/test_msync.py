@@ -5,24 +5,9 @@ from __future__ import annotations
 import errno
 
 import pytest
-from fake_pages import refused
+from fake_pages import ANON, RW, WORD, P, refused
 
-from realmem.layout import (
-    MAP_ANONYMOUS,
-    MAP_FIXED,
-    MAP_PRIVATE,
-    MS_ASYNC,
-    MS_INVALIDATE,
-    MS_SYNC,
-    PAGE_SIZE,
-    PROT_READ,
-    PROT_WRITE,
-)
-
-P = PAGE_SIZE
-WORD = 1 << 64
-RW = PROT_READ | PROT_WRITE
-ANON = MAP_PRIVATE | MAP_ANONYMOUS
+from realmem.layout import MAP_FIXED, MS_ASYNC, MS_INVALIDATE, MS_SYNC
 
 
 @pytest.mark.conformance("MS-01", "MS-03", "MS-05")

@@ -5,23 +5,9 @@ from __future__ import annotations
 import errno
 
 import pytest
-from fake_pages import refused, spans
+from fake_pages import FIXED, RW, WORD, P, refused, spans
 
-from realmem.layout import (
-    MAP_ANONYMOUS,
-    MAP_FIXED,
-    MAP_PRIVATE,
-    PAGE_SIZE,
-    PROT_READ,
-    PROT_WRITE,
-    TASK_SIZE,
-)
-
-P = PAGE_SIZE
-RW = PROT_READ | PROT_WRITE
-ANON = MAP_PRIVATE | MAP_ANONYMOUS
-FIXED = ANON | MAP_FIXED
-WORD = 1 << 64
+from realmem.layout import TASK_SIZE
 
 
 @pytest.mark.conformance("MU-02", "MU-03")

@@ -9,15 +9,12 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from fake_pages import as_advised, spans
+from fake_pages import FIXED, RW, P, as_advised, spans
 from hypothesis import given
 from hypothesis import strategies as st
 
-from realmem.layout import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, PAGE_SIZE, PROT_READ, PROT_WRITE
+from realmem.layout import MAP_ANONYMOUS, MAP_PRIVATE
 
-P = PAGE_SIZE
-RW = PROT_READ | PROT_WRITE
-FIXED = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED
 PAGES = 12
 
 

@@ -5,23 +5,10 @@ from __future__ import annotations
 import errno
 
 import pytest
-from fake_pages import flags, refused, spans
+from fake_pages import ANON, RW, SHARED, P, flags, refused, spans
 
 from realmem import layout
-from realmem.layout import (
-    MAP_ANONYMOUS,
-    MAP_FIXED,
-    MAP_PRIVATE,
-    MAP_SHARED,
-    PAGE_SIZE,
-    PROT_READ,
-    PROT_WRITE,
-)
-
-P = PAGE_SIZE
-RW = PROT_READ | PROT_WRITE
-ANON = MAP_PRIVATE | MAP_ANONYMOUS
-SHARED = MAP_SHARED | MAP_ANONYMOUS
+from realmem.layout import MAP_FIXED
 
 
 @pytest.mark.conformance("MM-59")

@@ -5,22 +5,9 @@ from __future__ import annotations
 import errno
 
 import pytest
-from fake_pages import as_advised, refused
+from fake_pages import ANON, RW, P, as_advised, refused
 
-from realmem.layout import (
-    MADV_COLD,
-    MADV_DONTNEED,
-    MAP_ANONYMOUS,
-    MAP_FIXED,
-    MAP_PRIVATE,
-    PAGE_SIZE,
-    PROT_READ,
-    PROT_WRITE,
-)
-
-P = PAGE_SIZE
-RW = PROT_READ | PROT_WRITE
-ANON = MAP_PRIVATE | MAP_ANONYMOUS
+from realmem.layout import MADV_COLD, MADV_DONTNEED, MAP_FIXED
 
 
 @pytest.mark.conformance("MA-39", "MA-40")

@@ -26,7 +26,7 @@ class FaultKey(NamedTuple):
         zeroed frame or folio), ``"cow"`` (a copy), ``"reuse"`` (the last owner's frame, opened
         for writing), ``"shared"`` (a frame of shared memory), ``"refill"`` (the page table
         allowed it: the host had lost the mapping, or an accessed or dirty bit was due).
-    :ivar order: of the folio that was mapped, 0 for a single page and for zero pages.
+    :ivar order: of the folio that was mapped, 0 for a single page; 9 for the huge zero page.
     :ivar cpu_node: node of the CPU that it happened on, or of ``p.run_on()``.
     :ivar memory_node: node of the frame.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import signal
 import threading
@@ -10,6 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from lifetime import address_space
 
 import realmem as rm
 from realmem import MAP_ANONYMOUS, MAP_PRIVATE, MAP_SHARED, PAGE_SIZE, PROT_READ, PROT_WRITE
@@ -67,6 +69,84 @@ def test_the_order_of_a_folio_is_told(machine):
     at = process.mmap(None, 1 << 20, RW, ANON)
     process.write(at + 5 * P, b"x")
     assert counts(machine) == {("anon", 4, 0, 0): 1}
+
+
+@pytest.mark.parametrize("way", ["software", "raw"])
+def test_the_order_of_zero_pages_is_told(machine, way):
+    machine.sysfs["/sys/kernel/mm/transparent_hugepage/enabled"] = "always"
+    process = machine.spawn(node=0)
+    at = process.mmap(None, 4 << 20, PROT_READ, ANON)
+    at += -at % (2 << 20)
+    small = process.mmap(None, P, PROT_READ, ANON)
+    with process.guard():
+        for where in (at, at + P, small):
+            if way == "raw":
+                process.view(where, P)[0]
+            else:
+                process.read(where, 1)
+    counted = {}
+    for (kind, order, *_), cost in machine.fault_costs(way).items():
+        counted[kind, order] = counted.get((kind, order), 0) + cost.count
+    assert counted == {("zero_page", 9): 1, ("zero_page", 0): 1}
+    assert sum(cost.count for cost in machine.fault_costs().values()) == 2
+
+
+def test_nodes_without_faults_take_no_addresses():
+    with rm.Machine(nodes=64, memory="2M", window="1G") as machine:
+        before = address_space()
+        process = machine.spawn(node=63)
+        at = process.mmap(None, P, RW, ANON)
+        process.write(at, b"x")
+        (key,) = machine.fault_costs()
+        assert key[:3] == ("anon", 0, 63)
+        # Two windows' worth while a place is looked for; a row is 13 MiB.
+        assert address_space() - before < (1 << 30) + (200 << 20)
+        held = address_space()
+        for node in range(8):
+            process.run_on(node=node)
+            process.madvise(at, P, rm.MADV_DONTNEED)
+            process.write(at, b"x")
+        assert {key.cpu_node for key in machine.fault_costs()} == {*range(8), 63}
+        assert address_space() - held < 150 << 20
+        held = address_space()
+        process.exit()
+        del process
+    del machine
+    gc.collect()
+    assert held - address_space() > 9 * (12 << 20)
+
+
+def test_what_the_host_has_no_room_to_note_is_served_all_the_same(python):
+    done = python("""if True:
+        import resource
+        from pathlib import Path
+        import realmem as rm
+
+        RW, ANON = rm.PROT_READ | rm.PROT_WRITE, rm.MAP_PRIVATE | rm.MAP_ANONYMOUS
+        with rm.Machine(nodes=2, memory="16M", window="1G") as machine:
+            process = machine.spawn(node=0)
+            at = process.mmap(None, 8 * 4096, RW, ANON)
+            view = process.view(at, 8 * 4096)
+            process.write(at, b"x")
+            first = machine.fault_costs()
+            assert list(first) == [("anon", 0, 0, 0)], first
+            process.run_on(node=1)
+            machine.check()
+            used = int(Path("/proc/self/statm").read_text().split()[0]) * 4096
+            resource.setrlimit(resource.RLIMIT_AS, (used, resource.RLIM_INFINITY))
+            process.write(at + 4096, b"y")
+            with process.guard():
+                view[2 * 4096] = 1
+            resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
+            assert machine.pfn_to_page(process.walk(at + 4096)[-1].decoded["pfn"]).node == 1
+            raw = sum(cost.count for cost in machine.fault_costs("raw").values())
+            assert {key.cpu_node for key in machine.fault_costs("software")} == {0}
+            process.write(at + 3 * 4096, b"z")      # and noted again once there is room
+            assert {key.cpu_node for key in machine.fault_costs("software")} == {0, 1}
+            machine.check()
+            print("served", process.read(at + 4096, 1), raw in (0, 1))
+    """)
+    assert done.stdout == "served b'y' True\n", done.stderr
 
 
 def test_raw_faults_have_a_signal_and_a_host_map(machine):

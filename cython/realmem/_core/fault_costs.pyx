@@ -14,12 +14,15 @@ from realmem._kernel.fault_cost cimport (
 )
 from realmem._kernel.mm_types cimport fault_cost
 from realmem._kernel.sigsegv cimport handler_probe
+from realmem.compiler cimport load64
+from realmem.types cimport HPAGE_PMD_ORDER
 
 NR_PROBES = 256
 CLOCK_BASE_S = 0.01             # what the cycles of a second are told from, at least
 
 cdef list KINDS = (
-    ["zero_page"] + ["anon"] * NR_COST_ORDERS + ["cow", "reuse", "shared", "refill"])
+    ["zero_page"] + ["anon"] * NR_COST_ORDERS
+    + ["cow", "reuse", "shared", "refill", "zero_page"])
 
 
 def read(Mmu mmu not None):
@@ -29,26 +32,31 @@ def read(Mmu mmu not None):
     :return: list of (raw, kind, order, CPU's node, memory's node, count, buckets): the buckets
         are NR_BUCKETS native uint32 for each part.
     """
-    cdef int64_t nodes = mmu.u.m.nr_nodes
-    cdef int64_t way, row, cpu, memory
-    cdef const fault_cost* cost = mmu.u.costs
+    cdef int64_t nodes = mmu.u.nr_fds
+    cdef int64_t way, kind, cpu, memory
+    cdef const fault_cost* cost
     cdef list found = []
     mmu.core.alive()
-    for way in range(NR_COST_WAYS):
-        for row in range(NR_COST_KINDS):
-            for cpu in range(nodes):
+    for cpu in range(nodes):
+        cost = <const fault_cost*>load64(&mmu.u.costs[cpu])
+        if cost == NULL:
+            continue
+        for way in range(NR_COST_WAYS):
+            for kind in range(NR_COST_KINDS):
                 for memory in range(nodes):
                     if cost.count:
                         found.append((
-                            bool(way), KINDS[row], order_of(row), cpu, memory, cost.count,
+                            bool(way), KINDS[kind], order_of(kind), cpu, memory, cost.count,
                             PyBytes_FromStringAndSize(<const char*>cost.buckets,
                                                       sizeof(cost.buckets))))
                     cost += 1
     return found
 
 
-cdef int order_of(int64_t row):
-    return <int>(row - 1) if 1 <= row <= NR_COST_ORDERS else 0
+cdef int order_of(int64_t kind):
+    if kind == NR_COST_KINDS - 1:
+        return HPAGE_PMD_ORDER
+    return <int>(kind - 1) if 1 <= kind <= NR_COST_ORDERS else 0
 
 
 def bucket_bounds():

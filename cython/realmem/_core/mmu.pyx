@@ -3,12 +3,10 @@
 cimport cython
 from libc.errno cimport ENOMEM
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
 
 from realmem._core.machine cimport MachineCore
 from realmem._kernel.arch_x86_64 cimport cycles
-from realmem._kernel.fault_cost cimport nr_cost_slots
-from realmem._kernel.mm_types cimport fault_cost
+from realmem._kernel.fault_cost cimport fault_costs_free
 from realmem._kernel.mmap cimport mm_maps
 from realmem._kernel.pgtable cimport mmu_exit, mmu_init
 from realmem._kernel.rmap cimport rmap_place, rmap_places
@@ -18,7 +16,7 @@ from realmem.types cimport PAGE_SHIFT, pfn_to_page
 import time
 import weakref
 
-from realmem.errors import HostError, OutOfMemory
+from realmem.errors import OutOfMemory
 from realmem.layout import GFP
 
 
@@ -52,16 +50,13 @@ cdef class Mmu:
         self.u.stack_guard_gap = 256 << PAGE_SHIFT
         self.u.mmap_min_addr = 65536
         self.u.fault_around = 65536
-        self.u.costs = <fault_cost*>calloc(nr_cost_slots(core.m.nr_nodes), sizeof(fault_cost))
-        if self.u.costs == NULL:
-            raise HostError(ENOMEM, "the host has no memory for what faults cost")
         self.clock_s = time.monotonic()
         self.clock_cycles = cycles()
         if mmu_init(&self.u) != 0:
             raise OutOfMemory("no frames for the kernel's page tables", gfp=GFP.KERNEL)
 
     def __dealloc__(self):
-        free(self.u.costs)
+        fault_costs_free(&self.u)
 
     def close(self):
         """Give the frames back; every address space has been ended before."""

@@ -259,7 +259,7 @@ cdef struct mmu:
     # Fault-around, bytes: a power of two of pages (debugfs fault_around_bytes).
     uint64_t fault_around
     int32_t cow_node            # where copies go, COW_* of mempolicy.pxd
-    fault_cost* costs           # slots; fault_cost.pyx knows their order
+    uint64_t costs[64]          # fault_cost*, by the CPU's node; 0: no fault yet.  Atomic
 
 cdef enum: NR_SCRATCH = 64
 cdef enum:

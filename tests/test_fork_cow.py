@@ -9,11 +9,14 @@ import pytest
 
 import realmem as rm
 from realmem import (
+    MADV_DONTNEED_LOCKED,
     MAP_ANONYMOUS,
     MAP_FIXED,
     MAP_NORESERVE,
     MAP_PRIVATE,
     MAP_SHARED,
+    MLOCK_ONFAULT,
+    MREMAP_MAYMOVE,
     PAGE_SIZE,
     PROT_READ,
     PROT_WRITE,
@@ -232,3 +235,45 @@ def test_what_only_others_still_map_is_not_locked(machine, process, end):
         process.munmap(at, 32 * P)
     assert machine.vmstat["nr_mlock"] == 0
     assert child.rss == 32
+
+
+@pytest.mark.parametrize("end", ["exit", "munmap", "munlock", "dontneed", "remap", "fixed"])
+def test_a_page_stays_locked_until_the_last_locked_vma_gives_it_up(machine, process, end):
+    at = process.mmap(None, 32 * P, RW, SHARED)
+    process.touch(at, 32 * P, write=True)
+    child = process.fork()
+    for p in (process, child):
+        p.mlock(at, 32 * P)
+        p.mlock2(at, 16 * P, MLOCK_ONFAULT)             # again is no second time
+    if end == "exit":
+        process.exit()
+    elif end == "munmap":
+        process.munmap(at, 32 * P)
+    elif end == "munlock":
+        process.munlock(at, 32 * P)
+    elif end == "dontneed":
+        process.madvise(at, 32 * P, MADV_DONTNEED_LOCKED)
+    elif end == "remap":
+        process.munmap(at + 16 * P, 16 * P)
+        process.munmap(process.mremap(at, 16 * P, 64 * P, MREMAP_MAYMOVE), 64 * P)
+    else:
+        process.mmap(at, 32 * P, RW, ANON | MAP_FIXED)
+    machine.check()
+    assert machine.vmstat["nr_mlock"] == 32
+    child.munlock(at + 8 * P, 8 * P)
+    assert machine.vmstat["nr_mlock"] == 24
+    child.exit()
+    machine.check()
+    assert machine.vmstat["nr_mlock"] == 0
+
+
+def test_a_page_that_two_vmas_of_one_process_lock(machine, process):
+    at = process.mmap(None, 8 * P, RW, SHARED)
+    process.mlock(at, 8 * P)
+    twin = process.mremap(at, 0, 8 * P, MREMAP_MAYMOVE)
+    process.mlock(twin, 8 * P)
+    process.munmap(at, 8 * P)
+    assert machine.vmstat["nr_mlock"] == 8
+    process.munlock(twin, 4 * P)
+    assert machine.vmstat["nr_mlock"] == 4
+    machine.check()

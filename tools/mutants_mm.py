@@ -104,6 +104,12 @@ _KERNEL = (
     Mutant("a split VMA is another's", _C, "        vma.anon_id = source.anon_id\n",
            "        vma.anon_id = source.anon_id + 1000\n"),
     # ---- zap.pyx
+    Mutant("munlock forgets who else has a page locked", _Z,
+           "        new = old + (<uint64_t>by << PAGE_MLOCK_SHIFT)",
+           "        new = (old & ~<uint64_t>(0xFFFFFF << PAGE_MLOCK_SHIFT)) + ("
+           "<uint64_t>(by > 0) << PAGE_MLOCK_SHIFT)"),
+    Mutant("a zap of what stays locked leaves it counted", _Z,
+           "        munlock_vmas(mm, start, end, object)", "        pass"),
     Mutant("zapped pages stay in the host", _Z, "    tlb_flush_locked(mm, start, end)\n", ""),
     Mutant("guard regions survive munmap", _Z, "        if drop_markers:", "        if False:"),
     Mutant("the zero page survives", _Z, "        if object == NULL:\n            "

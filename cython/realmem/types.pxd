@@ -115,7 +115,8 @@ cdef enum:
     PAGE_ALLOCATED = 4          # heads an allocated block
     PAGE_BAD = 5                # taken out of use: found corrupted
 
-# page.flags: low bits PG_*, the zone's index in machine.zones from bit 48 on.
+# page.flags: low bits PG_*; from bit 24 how many locked mappings a page has (it is PG_mlocked
+# when any); from bit 48 the zone's index in machine.zones.
 cdef enum:
     PG_locked = 0
     PG_referenced = 1
@@ -138,6 +139,7 @@ cdef enum:
     PG_quicklist = 18           # allocated, and on a quicklist: all zero but its first word
     PG_vmalloc = 19             # behind a vmalloc area, which owns it
     NR_PAGEFLAGS = 20
+    PAGE_MLOCK_SHIFT = 24
     PAGE_ZONE_SHIFT = 48
     # None of locked lru active slab reserved unevictable mlocked table tail zero quicklist
     # vmalloc on a page that is being freed.
@@ -408,6 +410,9 @@ cdef inline page* pfn_to_page(const machine* m, uint64_t pfn) noexcept nogil:
 
 cdef inline zone* page_zone(const machine* m, const page* p) noexcept nogil:
     return m.zones + (p.flags >> PAGE_ZONE_SHIFT)
+
+cdef inline unsigned int page_mlock_count(uint64_t flags) noexcept nogil:
+    return <unsigned int>(flags >> PAGE_MLOCK_SHIFT) & 0xFFFFFF
 
 cdef inline uint64_t page_address(const machine* m, const page* p) noexcept nogil:
     return m.direct_map + (page_to_pfn(m, p) << PAGE_SHIFT)

@@ -25,9 +25,10 @@ cdef enum:
     MM_OBJECTS = 19             # objects of a slab cache (`where`) in use, and in use by nobody
     MM_VMA_OBJECT = 20          # a VMA and the slot that publishes it differ
     MM_COUNTERS = 21            # total_vm and its kin
+    MM_RMAP = 22                # a frame's owner or page is not that of the VMA that maps it
     MM_HUGE = 23                # a huge entry and the table that it keeps differ
     MM_HUGE_COUNT = 24          # frames that say how many huge entries map them
-    MM_RMAP = 22                # a frame's owner or page is not that of the VMA that maps it
+    MM_MLOCK = 25               # frames that count the locked VMAs that map them; nr_mlock
 
 cdef struct mm_finding:
     int what

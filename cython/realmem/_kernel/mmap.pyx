@@ -14,7 +14,7 @@ from realmem._kernel.mm_lock cimport lock_live, lock_task, unlock_task
 from realmem._kernel.mm_types cimport (
     GUP_PIN_COUNTING_BIAS, HOST_NONE, HOST_READ, MM_DEAD, NR_RLIMITS, PMD_SHIFT, PTE_ACCESSED,
     PTE_DIRTY, PTE_PFN_MASK, PTE_PSE, PTE_RW, PTE_SPECIAL, TASK_SIZE, VM_ACCOUNT, VM_DONTCOPY,
-    VM_GROWSDOWN, VM_LOCKED, VM_LOCKED_MASK, VM_MAYBE_GUARD, VM_SOFTDIRTY, VM_WIPEONFORK, anon_vma,
+    VM_GROWSDOWN, VM_LOCKED_MASK, VM_MAYBE_GUARD, VM_SOFTDIRTY, VM_WIPEONFORK, anon_vma,
     linear_page_index, mm_struct, mmu, pte_pfn, pte_present, pte_with_host, shmem, vm_area_struct,
     vma_cursor, vma_slot,
 )
@@ -33,7 +33,7 @@ from realmem._kernel.vmaindex cimport (
     vma_next,
 )
 from realmem._kernel.window cimport mm_core_put
-from realmem._kernel.zap cimport mlock_range_locked, page_dup_rmap, zap_range_locked
+from realmem._kernel.zap cimport page_dup_rmap, zap_range_locked
 from realmem.compiler cimport SEQ_CST, atomic64_add_return
 from realmem.types cimport (
     PAGE_SHIFT, PAGE_SIZE, page, page_address, page_to_pfn, pfn_address,
@@ -206,7 +206,6 @@ cdef int mm_exit(mm_struct* mm, uint64_t id) noexcept nogil:
     if not lock_live_or_stillborn(mm, id):
         return -ESRCH
     tlb_flush_window_locked(mm)
-    munlock_all(mm)
     zap_range_locked(mm, 0, <uint64_t>TASK_SIZE, NULL, True)
     free_pgtables_locked(mm, 0, <uint64_t>TASK_SIZE)
     huge_zero_put_locked(mm)
@@ -219,19 +218,6 @@ cdef int mm_exit(mm_struct* mm, uint64_t id) noexcept nogil:
     mm.mmu = NULL
     mutex_unlock(&mm.lock)
     return 0
-
-
-# Mirrors: mm/mlock.c:munlock_vma_pages_all() of those days.
-cdef void munlock_all(mm_struct* mm) noexcept nogil:
-    cdef vma_cursor cursor
-    cdef vma_slot* slot
-    if mm.core.locked_vm == 0:
-        return
-    slot = vma_first(&mm.vmas, 0, &cursor)
-    while slot != NULL:
-        if slot.vma.vm_flags & VM_LOCKED:
-            mlock_range_locked(mm, slot.start, slot.end, False)
-        slot = vma_next(&cursor)
 
 
 cdef void remove_vmas(mm_struct* mm) noexcept nogil:

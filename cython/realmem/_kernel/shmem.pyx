@@ -18,7 +18,7 @@ from realmem._kernel.rmap cimport rmap_place, rmap_ranges
 from realmem._kernel.zap cimport zap_range_locked
 from realmem.compiler cimport SEQ_CST, atomic64_add_return, atomic_add_return
 from realmem.types cimport (
-    GFP_HIGHUSER_MOVABLE, GFP_ZERO, PG_dirty, PG_mlocked, PG_swapbacked, PG_uptodate, page,
+    GFP_HIGHUSER_MOVABLE, GFP_ZERO, PG_dirty, PG_swapbacked, PG_uptodate, page,
 )
 
 cdef enum: FEW = 32
@@ -143,7 +143,7 @@ cdef bint remove_pages(shmem* object, uint64_t first, uint64_t last) noexcept no
         else:
             radix_erase(u.m, &object.root, index)
             p.mapping = NULL
-            p.flags &= ~<uint64_t>(OBJECT_FLAGS | 1 << PG_mlocked)
+            p.flags &= ~<uint64_t>OBJECT_FLAGS
             put_page(u.m, p)
             object.nr_pages -= 1
             if object.noreserve:

@@ -14,14 +14,14 @@ from realmem._kernel.kernel_caches cimport (
 )
 from realmem._kernel.mm_finding cimport (
     MM_ABOVE_ENTRY, MM_ABOVE_VMA, MM_COUNTERS, MM_HOST_EDGES, MM_HUGE, MM_HUGE_COUNT,
-    MM_LOST_FRAME, MM_LOST_TABLE, MM_MAPCOUNT, MM_NOT_ANON, MM_NR_PTES, MM_OBJECTS,
-    MM_OUTSIDE_VMA, MM_REFCOUNT, MM_RMAP, MM_RSS, MM_SHARED_WRITABLE, MM_TABLE_USE, MM_VALID,
-    MM_VMA_OBJECT, MM_VMA_ORDER, mm_finding,
+    MM_LOST_FRAME, MM_LOST_TABLE, MM_MAPCOUNT, MM_MLOCK, MM_NOT_ANON, MM_NR_PTES,
+    MM_OBJECTS, MM_OUTSIDE_VMA, MM_REFCOUNT, MM_RMAP, MM_RSS, MM_SHARED_WRITABLE,
+    MM_TABLE_USE, MM_VALID, MM_VMA_OBJECT, MM_VMA_ORDER, mm_finding,
 )
 from realmem._kernel.mm_types cimport (
     HOST_READ, HOST_WRITE, MM_LIVE, PTE_GUARD, PTE_NX, PTE_PRESENT, PTE_PSE, PTE_RW, PTE_SPECIAL,
-    PTRS_PER_TABLE, USER_PGD_PTRS, VM_ACCESS, VM_WRITE, linear_page_index, mm_core, mm_struct,
-    mmu, pte_host, pte_pfn, pte_present, vma_cursor, vma_slot,
+    PTRS_PER_TABLE, USER_PGD_PTRS, VM_ACCESS, VM_LOCKED, VM_WRITE, linear_page_index, mm_core,
+    mm_struct, mmu, pte_host, pte_pfn, pte_present, vma_cursor, vma_slot,
 )
 from realmem._kernel.slab_types cimport kmem_cache
 from realmem._kernel.tlb cimport count_edges_locked
@@ -30,7 +30,8 @@ from realmem._kernel.vmap_area cimport vmap_areas_count_locked
 from realmem._kernel.vmaindex cimport vma_find, vma_first, vma_next
 from realmem._kernel.zap cimport page_mapcount
 from realmem.types cimport (
-    PAGE_ALLOCATED, PAGE_SHIFT, PG_anon, PG_table, PG_vmalloc, page, pfn_address, pfn_to_page,
+    PAGE_ALLOCATED, PAGE_SHIFT, PG_anon, PG_mlocked, PG_table, PG_vmalloc, page, page_mlock_count,
+    pfn_address, pfn_to_page,
 )
 
 cdef struct recount:
@@ -42,6 +43,7 @@ cdef struct recount:
     int64_t shmem
     int64_t tables              # of this address space, its PGD excepted
     int64_t huge                # huge entries, the zero page's excepted
+    int64_t locked              # entries of locked VMAs
 
 
 cdef bint validate_mms(mmu* u, mm_struct** mms, int64_t n, uint32_t* counts,
@@ -57,6 +59,7 @@ cdef bint validate_mms(mmu* u, mm_struct** mms, int64_t n, uint32_t* counts,
     r.counts = counts
     r.finding = finding_ret
     r.huge = 0
+    r.locked = 0
     finding_ret.what = MM_VALID
     for i in range(n):              # the vmalloc area's at its place among them
         if kernel != NULL and kernel.id < mms[i].id:
@@ -238,6 +241,7 @@ cdef bint validate_pte(recount* r, uint64_t entry, uint64_t addr) noexcept nogil
         return True
     p = pfn_to_page(r.u.m, pte_pfn(entry))
     r.counts[pte_pfn(entry)] += 1
+    r.locked += flags & VM_LOCKED != 0
     if p.kind.h.state != PAGE_ALLOCATED:
         return fail(r, MM_NOT_ANON, addr, 0, <int64_t>entry)
     if p.index != linear_page_index(slot.vma, addr):
@@ -261,6 +265,8 @@ cdef bint validate_frames(recount* r, int64_t tables, int64_t vmalloc) noexcept 
     cdef int64_t found_tables = 0
     cdef int64_t found_vmalloc = 0
     cdef int64_t found_huge = 0
+    cdef int64_t found_locked = 0
+    cdef int64_t frames_locked = 0
     cdef int nid
     cdef uint64_t pfn, end, mapped
     cdef page* p
@@ -274,6 +280,8 @@ cdef bint validate_frames(recount* r, int64_t tables, int64_t vmalloc) noexcept 
             if p.kind.h.state == PAGE_ALLOCATED and p.flags & (1 << PG_table):
                 found_tables += 1
             found_vmalloc += p.flags >> PG_vmalloc & 1
+            found_locked += page_mlock_count(p.flags)
+            frames_locked += p.flags >> PG_mlocked & 1
             if p.kind.h.state == PAGE_ALLOCATED and p.flags & (1 << PG_anon):
                 found_huge += <int64_t>p.private
             if p.kind.h.state == PAGE_ALLOCATED and (mapped or p.flags & (1 << PG_anon)):
@@ -288,6 +296,10 @@ cdef bint validate_frames(recount* r, int64_t tables, int64_t vmalloc) noexcept 
         return frame_fail(r, MM_HUGE_COUNT, 0, r.huge, found_huge)
     if found_vmalloc != vmalloc:
         return frame_fail(r, MM_LOST_FRAME, 0, vmalloc, found_vmalloc)
+    if found_locked != r.locked:
+        return frame_fail(r, MM_MLOCK, 0, r.locked, found_locked)
+    if frames_locked != r.u.nr_mlock:
+        return frame_fail(r, MM_MLOCK, 0, frames_locked, r.u.nr_mlock)
     return True
 
 

@@ -22,11 +22,11 @@ cdef void page_remove_rmap(mm_struct* mm, page* p) noexcept nogil
 cdef inline int page_mapcount(const page* p) noexcept nogil:
     return p.counts.c.mapcount + 1
 
-# A page is held in memory, by a VMA that is locked, or no longer.
+# A page is mapped by a locked VMA (once more), or by one less.
 cdef void mlock_page(mmu* u, page* p) noexcept nogil
 cdef void munlock_page(mmu* u, page* p) noexcept nogil
-# The same for the frames of a range: held in memory from now on, or not for its sake.  When a
-# locked VMA goes, or its page is replaced, that comes first: others may go on mapping them.
+# The same for the frames of a range.  When a locked VMA goes, or its page is replaced, that
+# comes first: others may go on mapping them.
 # Mirrors: mm/mlock.c:mlock_pte_range(), munlock_vma_folio().
 cdef void mlock_range_locked(mm_struct* mm, uint64_t start, uint64_t end,
                              bint on) noexcept nogil

@@ -4,24 +4,30 @@ from libc.stdint cimport uint64_t
 
 from realmem._kernel.mm_types cimport (
     PTE_SPECIAL, VM_LOCKED, linear_page_index, mm_struct, mmu, pte_pfn, pte_present, shmem,
-    update_hiwater_rss, vm_area_struct,
+    update_hiwater_rss, vm_area_struct, vma_cursor, vma_slot,
 )
 from realmem._kernel.page_free cimport free_pages
 from realmem._kernel.pgtable cimport (
     PTES_CLEAR, PTES_READ, clear_pte_locked, pte_cursor, pte_first, pte_next,
 )
 from realmem._kernel.tlb cimport tlb_flush_locked
+from realmem._kernel.vmaindex cimport vma_first, vma_next
 from realmem.compiler cimport (
-    SEQ_CST, VM_BUG_ON, atomic64_add_return, atomic64_fetch_and, unlikely,
+    SEQ_CST, VM_BUG_ON, atomic64_add_return, atomic64_fetch_and, load64, unlikely,
 )
 from realmem.types cimport (
-    PG_anon, PG_anon_exclusive, PG_mlocked, PG_swapbacked, PG_uptodate,
-    page, page_counts, pfn_to_page,
+    PAGE_MLOCK_SHIFT, PG_anon, PG_anon_exclusive, PG_mlocked, PG_swapbacked, PG_uptodate,
+    page, page_counts, page_mlock_count, pfn_to_page,
 )
 
 cdef extern from *:
+    """
+    #define rm_try_cmpxchg(p, old, new) \
+        __atomic_compare_exchange_n((p), (old), (new), 0, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED)
+    """
+    bint atomic64_try_cmpxchg "rm_try_cmpxchg"(uint64_t* p, uint64_t* old,
+                                               uint64_t new) noexcept nogil
     uint64_t atomic64_add "__atomic_add_fetch"(uint64_t* p, uint64_t v, int order) noexcept nogil
-    uint64_t atomic64_or "__atomic_fetch_or"(uint64_t* p, uint64_t v, int order) noexcept nogil
 
 cdef enum:
     ANON_FLAGS = 1 << PG_anon | 1 << PG_anon_exclusive | 1 << PG_swapbacked | 1 << PG_uptodate
@@ -35,6 +41,8 @@ cdef void zap_range_locked(mm_struct* mm, uint64_t start, uint64_t end, const sh
     cdef pte_cursor c
     cdef uint64_t* pte
     update_hiwater_rss(mm)
+    if unlikely(mm.core.locked_vm != 0):
+        munlock_vmas(mm, start, end, object)
     tlb_flush_locked(mm, start, end)
     pte = pte_first(&c, mm, start, end, PTES_CLEAR)
     while pte != NULL:
@@ -90,7 +98,6 @@ cdef void page_remove_rmap(mm_struct* mm, page* p) noexcept nogil:
     now.word = atomic64_add(&p.counts.word, -<uint64_t>ONE_MAP, SEQ_CST)
     VM_BUG_ON(now.c.mapcount < -1, "a frame lost a mapping that it did not have")
     if now.c.mapcount == -1:
-        munlock_page(u, p)
         atomic64_add_return(&u.nr_anon_mapped if anon else &u.nr_file_mapped, -1, SEQ_CST)
         if anon:
             p.mapping = NULL
@@ -101,15 +108,38 @@ cdef void page_remove_rmap(mm_struct* mm, page* p) noexcept nogil:
 # ---- locked in memory -------------------------------------------------------
 
 cdef void mlock_page(mmu* u, page* p) noexcept nogil:
-    cdef uint64_t bit = <uint64_t>1 << PG_mlocked
-    if not atomic64_or(&p.flags, bit, SEQ_CST) & bit:
-        atomic64_add_return(&u.nr_mlock, 1, SEQ_CST)
+    count_locked(u, p, 1)
 
 
 cdef void munlock_page(mmu* u, page* p) noexcept nogil:
-    cdef uint64_t bit = <uint64_t>1 << PG_mlocked
-    if p.flags & bit and atomic64_fetch_and(&p.flags, ~bit, SEQ_CST) & bit:
-        atomic64_add_return(&u.nr_mlock, -1, SEQ_CST)
+    count_locked(u, p, -1)
+
+
+# The count and the flag in one step: other address spaces lock and unlock the same page.
+# Mirrors: folio->mlock_count of mm/mlock.c:__mlock_folio(), __munlock_folio().
+cdef void count_locked(mmu* u, page* p, int by) noexcept nogil:
+    cdef uint64_t old = load64(&p.flags)
+    cdef uint64_t new
+    while True:
+        new = old + (<uint64_t>by << PAGE_MLOCK_SHIFT)
+        new = (new & ~<uint64_t>(1 << PG_mlocked)) | (
+            <uint64_t>(page_mlock_count(new) != 0) << PG_mlocked)
+        if atomic64_try_cmpxchg(&p.flags, &old, new):
+            break
+    VM_BUG_ON(by < 0 and page_mlock_count(old) == 0, "a frame was unlocked that was not locked")
+    if (old ^ new) & (1 << PG_mlocked):
+        atomic64_add_return(&u.nr_mlock, by, SEQ_CST)
+
+
+# What VMAs that stay hold locked there is about to go.  (Those that went were unlocked first.)
+cdef void munlock_vmas(mm_struct* mm, uint64_t start, uint64_t end,
+                       const shmem* object) noexcept nogil:
+    cdef vma_cursor cursor
+    cdef vma_slot* slot = vma_first(&mm.vmas, start, &cursor)
+    while slot != NULL and slot.start < end:
+        if slot.vma.vm_flags & VM_LOCKED and (object == NULL or slot.vma.vm_object == object):
+            mlock_range_locked(mm, max(start, slot.start), min(end, slot.end), False)
+        slot = vma_next(&cursor)
 
 
 cdef void mlock_range_locked(mm_struct* mm, uint64_t start, uint64_t end,

@@ -70,7 +70,8 @@ class SeenFromOutside:
         Each VMA has a strip that shows which parts of it are in memory, the lowest address
         first.  Gaps are not to scale; their sizes are written in them.
 
-        :param width: columns; None is the terminal's, 80 where there is none.
+        :param width: columns, at least 20; None is the terminal's, 80 where there is none.  Below
+            60 addresses stand above what begins there.
         :param rows: of more VMAs than these, the ones that lie closest are drawn as one.
         :param color: None is whether standard output is a terminal.
         :param ascii: keep to ASCII; None is whether standard output can take no more.

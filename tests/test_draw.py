@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from realmem.layout import PAGE_SIZE
-from realmem.mm.draw import Scene, draw
+from realmem.mm.draw import KernelArea, Scene, draw
 from realmem.mm.draw_groups import Block, condense
 from realmem.mm.draw_lines import human
 from realmem.outside import SeenFromOutside
@@ -54,6 +54,26 @@ def test_it_fits(blocks, width, plain, rows):
     assert {len(line) for line in framed} <= {width}
     shown = [line for line in lines if re.match(r"^ +[0-9a-f]+ [│|] ", line)]
     assert len(shown) == min(len(blocks), rows)
+
+
+@given(layouts(), st.integers(20, 59), st.booleans(), st.integers(1, 60))
+def test_it_fits_a_small_terminal(blocks, width, plain, rows):
+    kernel = [KernelArea(0xFFFF888000000000, 1 << 30, "direct map", "1 GiB on 2 nodes")]
+    scene = Scene("a name that is long, pid 5", "3 VMAs, 68 KiB", blocks, lambda a, b: 1, kernel)
+    text = draw(scene, width, rows, color=False, plain=plain)
+    lines = text.splitlines()
+    assert all(len(line) <= width and line == line.rstrip() for line in lines)
+    assert not plain or text.isascii()
+    framed = [line for line in lines if line.endswith(("│", "║", "|"))]
+    assert {len(line) for line in framed} == {width} if framed else not blocks
+    shown = [line for line in lines if re.match(r"^ [0-9a-f]+( |$)", line)]
+    addresses = [int(line.split()[0], 16) for line in shown]
+    groups = condense(blocks, rows)
+    assert {group.start for group in groups} | {0, kernel[0].start} <= set(addresses)
+    strips = [line for line in lines if re.search(r"▕.*▏|\[[.:+*#]+\]", line)]
+    assert len(strips) == len(groups)
+    painted = draw(scene, width, rows, color=True, plain=plain)
+    assert re.sub(r"\x1b\[\d+m", "", painted).split() == text.split()
 
 
 @given(layouts(), st.integers(1, 30))
@@ -121,6 +141,17 @@ def test_a_process():
     assert any(line.endswith("┊ 127 TiB") for line in lines)
 
 
+@pytest.mark.parametrize("width", [20, 40, 60, 200])
+def test_a_process_on_a_terminal_of_any_width(width):
+    text = a_process(brk=0x10008000).draw(width)
+    assert max(map(len, text.splitlines())) == width
+    words = " ".join(text.split())
+    for found in ("r-xp", "rw-p", "100%", "25%", "7f0000008000", "ffff888000000000", "[heap]",
+                  "direct map", "3 VMAs", "in memory", "user half", "4 KiB", "32 KiB"):
+        assert found in words or (width == 60 and found == "[heap]")
+    assert "█" in text and "·" in text
+
+
 def test_colours_and_width_are_the_terminals(monkeypatch):
     p = a_process()
     assert "\x1b" not in p.draw()           # pytest's capture is no terminal
@@ -128,8 +159,10 @@ def test_colours_and_width_are_the_terminals(monkeypatch):
     assert re.sub(r"\x1b\[\d+m", "", painted).split() == p.draw(80).split()
     monkeypatch.setenv("COLUMNS", "123")
     assert max(map(len, p.draw().splitlines())) == 123
+    monkeypatch.setenv("COLUMNS", "40")
+    assert max(map(len, p.draw().splitlines())) == 40
     monkeypatch.setenv("COLUMNS", "10")
-    assert max(map(len, p.draw().splitlines())) == 60
+    assert max(map(len, p.draw().splitlines())) == 20 == max(map(len, p.draw(1).splitlines()))
 
 
 def test_a_hundred_thousand_vmas():

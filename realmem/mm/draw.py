@@ -16,11 +16,12 @@ from dataclasses import dataclass, field
 from realmem.layout import PAGE_SHIFT
 from realmem.mm.draw_groups import Block, condense
 from realmem.mm.draw_lines import Pen, human
+from realmem.mm.draw_narrow import NarrowPen
 
 DEFAULT_WIDTH = 80
-LEAST_WIDTH = 60
+LEAST_WIDTH = 20        # an address, and a word
+FRAMED_WIDTH = 60       # addresses beside the frame take so much
 MOST_ROWS = 48
-STRIP_LEAST = 12
 # A gap gets a line more at each of these; a VMA at each of the others.
 GAP_STEPS = 1 << 30, 1 << 40
 BLOCK_STEPS = 4 << 20, 1 << 30
@@ -68,7 +69,7 @@ def draw(
     """
     Draw a scene.
 
-    :param width: columns; None is the terminal's, 80 where there is none.
+    :param width: columns, at least 20; None is the terminal's, 80 where there is none.
     :param rows: how many VMAs, or groups of VMAs, are shown at most.
     :param color: whether to use colours; None is whether standard output is a terminal.
     :param plain: whether to keep to ASCII; None is whether standard output can take no more.
@@ -76,19 +77,19 @@ def draw(
     """
     if width is None:
         width = shutil.get_terminal_size((DEFAULT_WIDTH, 24)).columns
-    pen = Pen(
+    pen = (Pen if width >= FRAMED_WIDTH else NarrowPen)(
         max(width, LEAST_WIDTH),
         _wants_color() if color is None else color,
         not _takes_unicode() if plain is None else plain,
     )
     groups = condense(scene.blocks, max(rows, 1))
     lines = [f" {pen.bold(pen.cut(scene.title, pen.width - 1))}"]
-    lines += [f" {pen.cut(scene.summary, pen.width - 1)}", ""]
+    lines += [*(f" {line}" for line in pen.fit(scene.summary)), ""]
     lines += _kernel_half(pen, scene.kernel)
     lines.append(pen.hole(f"no addresses here: {human(KERNEL_START - (1 << 47))}"))
     lines += _user_half(pen, scene, groups)
-    lines += ["", pen.legend()]
-    return "\n".join(line.rstrip() for line in lines)
+    lines += ["", *pen.legend()]
+    return "\n".join(line.rstrip() for text in lines for line in text.split("\n"))
 
 
 def _kernel_half(pen: Pen, areas: Sequence[KernelArea]) -> Iterator[str]:
@@ -105,7 +106,7 @@ def _kernel_half(pen: Pen, areas: Sequence[KernelArea]) -> Iterator[str]:
 def _user_half(pen: Pen, scene: Scene, groups: Sequence[Block]) -> Iterator[str]:
     yield pen.edge(USER_END, "user half", top=True)
     label_width = min(max((len(group.label) for group in groups), default=0), pen.inner // 3)
-    strip = max(STRIP_LEAST, pen.strip_room(label_width))
+    strip = pen.strip_room(label_width)
     top = USER_END
     for group in reversed(groups):
         yield from _gap(pen, top - group.end)
@@ -123,7 +124,7 @@ def _gap(pen: Pen, length: int) -> Iterator[str]:
 
 
 def _block(pen: Pen, scene: Scene, group: Block, strip: int) -> Iterator[str]:
-    lines = 1 + sum(group.end - group.start >= step for step in BLOCK_STEPS)
+    lines = 1 + sum(group.end - group.start >= step for step in BLOCK_STEPS) * pen.tall
     cells, found = _presence(scene, group, strip * lines)
     for line in range(lines - 1, 0, -1):
         yield pen.more_of_block(cells[line * strip : (line + 1) * strip])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from realmem.layout import PAGE_SIZE
@@ -13,6 +14,8 @@ _ADDRESS = 16           # hexadecimal digits
 _SIZE = 9               # "1023.9 KiB" is written "1024 KiB"
 _PERMS = 4
 _SHARE = 4              # "100%"
+_STRIP_LEAST = 12
+_GLUE = "\xa0"          # a space that no line ends at
 _RESET, _BOLD, _DIM = "\x1b[0m", "\x1b[1m", "\x1b[2m"
 _RED, _GREEN, _YELLOW, _BLUE, _CYAN = (f"\x1b[{31 + i}m" for i in (0, 1, 2, 3, 5))
 
@@ -47,12 +50,15 @@ _ASCII = _Signs("+-+++", "+=+++", "|", "|", ":", ".:+*#", "[]", "~")
 
 class Pen:
     """
-    Makes lines of one width.
+    Makes lines of one width: addresses, and beside them a frame.
 
     :param width: columns.
     :param color: whether to colour them.
     :param plain: whether to keep to ASCII.
+    :cvar tall: whether what is large takes several lines.
     """
+
+    tall = True
 
     def __init__(self, width: int, color: bool, plain: bool) -> None:
         self.width = width
@@ -63,6 +69,9 @@ class Pen:
     def _paint(self, text: str, *codes: str) -> str:
         return f"{''.join(codes)}{text}{_RESET}" if self._color and text else text
 
+    def _dim(self, text: str) -> str:
+        return self._paint(text, _DIM)
+
     def bold(self, text: str) -> str:
         """Make a text stand out."""
         return self._paint(text, _BOLD)
@@ -71,32 +80,38 @@ class Pen:
         """Shorten a text to ``room`` columns."""
         return text if len(text) <= room else text[: max(room - 1, 0)] + self._signs.more
 
+    def fit(self, text: str) -> list[str]:
+        """Make lines of a text that may be too long: one, shortened."""
+        return [self.cut(text, self.width - 1)]
+
+    def _place(self, address: str, framed: str) -> str:
+        """Put an address where it belongs to a line of the frame."""
+        return f" {self._dim(f'{address:>{_ADDRESS}}')} {framed}"
+
     def _row(self, address: str, side: str, inside: str, length: int) -> str:
         """Frame a line; ``length`` is how many columns ``inside`` takes."""
-        return f" {self._paint(f'{address:>{_ADDRESS}}', _DIM)} " + (
-            f"{side}{inside}{' ' * (self.inner - length)}{side}"
-        )
+        return self._place(address, f"{side}{inside}{' ' * (self.inner - length)}{side}")
 
     def edge(self, address: int, title: str, *, top: bool, strong: bool = False) -> str:
         """Make the upper or lower edge of one of the two halves."""
         signs = self._signs.double if strong else self._signs.single
         line = signs[1]
         left, right = (signs[0], signs[2]) if top else (signs[3], signs[4])
-        text = f" {title} " if title else ""
+        text = f" {self.cut(title, self.inner - 2)} " if title else ""
         before = (self.inner - len(text)) // 2
         after = self.inner - len(text) - before
         middle = line * before + self.bold(text) + line * after
-        return f" {self._paint(f'{address:>{_ADDRESS}x}', _DIM)} {left}{middle}{right}"
+        return self._place(f"{address:x}", f"{left}{middle}{right}")
 
     def hole(self, text: str) -> str:
         """Make the line between the halves."""
-        return f" {'':{_ADDRESS}}   {self._paint(text, _DIM)}"
+        return f" {'':{_ADDRESS}}   {self._dim(text)}"
 
     def gap(self, size: str) -> str:
         """Make a line of nothing mapped."""
         sign = self._signs.gap
         text = f"{sign} {size}" if size else sign
-        return f" {'':{_ADDRESS}} {self._paint(text, _DIM)}".ljust(1)
+        return f" {'':{_ADDRESS}} {self._dim(text)}".ljust(1)
 
     def kernel_row(self, start: int, length: int, name: str, what: str) -> str:
         """Make the line of an area of the kernel half."""
@@ -108,14 +123,13 @@ class Pen:
         )  # fmt: skip
 
     def strip_room(self, label_width: int) -> int:
-        """Give how many cells a strip may have beside labels of a width."""
+        """Give how many cells a strip has beside labels of a width."""
         fixed = 1 + _PERMS + 1 + _SIZE + 2 + 2 + 1 + _SHARE + 2
-        return self.inner - fixed - label_width
+        return max(self.inner - fixed - label_width, _STRIP_LEAST)
 
     def block_row(self, block: Block, cells: Sequence[float], pages: int) -> str:
         """Make the line that names a VMA, or several, with the strip of its lowest addresses."""
-        share = pages * PAGE_SIZE / block.mapped if block.mapped else 0.0
-        percent = "" if not pages else "<1%" if share < 0.01 else f"{int(share * 100)}%"
+        percent = self._percent(block, pages)
         size = f"{human(block.mapped):>{_SIZE}}"
         used = 1 + _PERMS + 1 + _SIZE + 2 + len(cells) + 2 + 1 + _SHARE + 2
         label = self.cut(block.label, self.inner - used)
@@ -139,6 +153,11 @@ class Pen:
         return ends[0] + self._paint("".join(shades[i] for i in drawn), _GREEN) + ends[1]
 
     @staticmethod
+    def _percent(block: Block, pages: int) -> str:
+        share = pages * PAGE_SIZE / block.mapped if block.mapped else 0.0
+        return "" if not pages else "<1%" if share < 0.01 else f"{int(share * 100)}%"
+
+    @staticmethod
     def _hue(perms: str) -> str:
         if "w" in perms and "x" in perms:
             return _RED
@@ -146,12 +165,13 @@ class Pen:
             return _BLUE
         return _YELLOW if "w" in perms else _DIM
 
-    def legend(self) -> str:
+    def legend(self) -> Iterable[str]:
         """Explain the signs."""
         shades = self._signs.shades
-        parts = "".join(shades[3:0:-1])
-        text = (
-            f"{shades[-1]} in memory  {parts} in part  {shades[0]} not"
-            f"  {self._signs.gap} nothing mapped   (strips: low to high)"
-        )
-        return " " + self._paint(self.cut(text, self.width - 1), _DIM)
+        parts = (
+            f"{shades[-1]} in memory", f"{shades[3:0:-1]} in part", f"{shades[0]} not",
+            f"{self._signs.gap} nothing mapped",
+        )  # fmt: skip
+        text = "  ".join(part.replace(" ", _GLUE) for part in parts) + "   (strips: low to high)"
+        for line in textwrap.wrap(text, self.width - 1):
+            yield f" {self._dim(line.replace(_GLUE, ' '))}"

@@ -191,6 +191,7 @@ def _do_pages(mm: MemoryMap, start: int, end: int, advice: int) -> None:
                     fail(errno.EPERM, "sealed")
                 piece = PAGE_ADVICE[advice](mm, vma, first, last)
                 if advice == MADV_GUARD_INSTALL:
+                    # Before the markers, as in Linux: one that is interrupted leaves a "maybe".
                     _mark(plan, vma, VM_MAYBE_GUARD)
                 if piece is not None:
                     pieces.append(piece)

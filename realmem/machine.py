@@ -52,8 +52,9 @@ class Machine(Overview):
     :param page_owner: remember where each block was allocated.
     :param slab_debug: which slab caches are debugged, in the syntax of Linux's boot option:
         ``"FZPU"``, ``"FZ,kmalloc-*,dentry;P,inode_cache"``; see realmem.slab_debug.
-    :param debug: 1 balances the counters after each operation, 2 recounts everything; with
-        either, changes of processes' VMAs come to what was planned.
+    :param debug: 1 balances the counters after each operation, 2 recounts everything, after
+        processes' calls and software accesses as well; with either, changes of processes' VMAs
+        come to what was planned.
     :param mlock: keep the host from swapping the memory.
     :param window: host address space a process, a power of two from 1G; halved when refused.
     :param host_vmas: budget of host VMAs for windows; None is half of ``vm.max_map_count``.
@@ -302,14 +303,20 @@ class Machine(Overview):
         :raises HostError: no host address space for its window.
         """
         self._allocator.check_alive()
-        return self._processes_here().spawn(name, node, uid)
+        process = self._processes_here().spawn(name, node, uid)
+        if self._debug == 2:
+            self.check()
+        return process
 
     def _processes_here(self) -> ProcessTable:
         """Give the table of processes; two would not know of each other's."""
         if self._process_table is None:
-            from realmem.process import ProcessTable
+            from realmem.process import Process, ProcessTable
 
-            table = ProcessTable(self._allocator, self._get_paging(), weakref.ref(self))
+            kind = Process
+            if self._debug == 2:
+                from realmem.recount import RecountedProcess as kind
+            table = ProcessTable(self._allocator, self._get_paging(), weakref.ref(self), kind)
             with self._making:
                 if self._process_table is None:
                     self._process_table = self._keeper.processes = table

@@ -383,13 +383,19 @@ class ProcessTable:
     :param core: the machine's allocator.
     :param paging: what its address spaces are made from.
     :param machine: gives whose they are, while it is there.
+    :param kind: the class of its processes.
     :ivar live: those that have not exited, by pid.
     """
 
     def __init__(
-        self, core: PageAllocator, paging: Paging, machine: Callable[[], Machine | None]
+        self,
+        core: PageAllocator,
+        paging: Paging,
+        machine: Callable[[], Machine | None],
+        kind: type[Process] = Process,
     ) -> None:
         self._core = core
+        self._kind = kind
         self.machine = machine
         self._paging = paging
         self.live: dict[int, Process] = {}
@@ -443,7 +449,7 @@ class ProcessTable:
     def _add(
         self, name: str, parent: Process | None, node: int | None, uid: int, mm: MemoryMap
     ) -> Process:
-        process = Process(self, self._next_pid, name, parent, node, uid, mm)
+        process = self._kind(self, self._next_pid, name, parent, node, uid, mm)
         self._next_pid += 1
         self._granted = min(self._granted, mm.core.length)
         self.live[process.pid] = process

@@ -177,6 +177,11 @@ _KERNEL = (
     # ---- access.pyx, vmaindex.pyx, pgtable.pyx
     Mutant("a software store asks for no right", _X,
            "        PTE_RW | PTE_DIRTY | PTE_SOFT_DIRTY if write else 0)", "        0)"),
+    Mutant("what a fault changed is accessed where it was", _X,
+           "        if unlikely(b.bytes[i] == NULL):\n            break\n",
+           "        if unlikely(b.bytes[i] == NULL):\n            soft_pte(b.mm, "
+           "b.addresses[done_ref[0] + i], is_write(b, done_ref[0] + i), b.ptes + i)\n"
+           "            continue\n"),
     Mutant("a VMA holds its end", _I, "entry.chunk.slots[middle].end > addr",
            "entry.chunk.slots[middle].end >= addr"),
     Mutant("emptied page tables are kept", _P,

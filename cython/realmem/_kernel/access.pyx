@@ -1,8 +1,9 @@
 # cython: language_level=3, cdivision=True, boundscheck=False, wraparound=False
 # cython: initializedcheck=False, nonecheck=False, profile=False, linetrace=False
-# A page's walk is remembered in a soft TLB for as long as the lock is held: nobody can change
-# an entry meanwhile.  The lock is given up now and then, for the threads that wait in the
-# handler.
+# Many accesses go by blocks, in three passes: where their entries are, what these say, and the
+# accesses.  What a pass needs was asked of memory in the one before, so that the misses of a
+# block overlap.  The soft TLB remembers page tables for as long as the lock is held: none goes
+# meanwhile.  The lock is given up now and then, for the threads that wait in the handler.
 from libc.errno cimport ESRCH
 from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memcpy, memset
@@ -10,27 +11,38 @@ from libc.string cimport memcpy, memset
 from realmem._kernel.fault cimport handle_mm_fault_locked
 from realmem._kernel.mm_lock cimport lock_task, unlock_task
 from realmem._kernel.mm_types cimport (
-    FAULT_OK, FAULT_READ, FAULT_WRITE, PTE_ACCESSED, PTE_DIRTY, PTE_PRESENT, PTE_RW,
-    PTE_SOFT_DIRTY, TASK_SIZE, mm_struct, pte_pfn,
+    FAULT_OK, FAULT_READ, FAULT_WRITE, PMD_SHIFT, PTE_ACCESSED, PTE_DIRTY, PTE_PRESENT, PTE_RW,
+    PTE_SOFT_DIRTY, PTRS_PER_TABLE, TASK_SIZE, mm_struct, pte_pfn,
 )
 from realmem._kernel.pgtable cimport pte_offset_locked
-from realmem.compiler cimport likely
+from realmem.compiler cimport unlikely
 from realmem.types cimport PAGE_SHIFT, PAGE_SIZE, pfn_address
 
 cdef extern from *:
     # A store that other threads' stores to the same byte survive.
     uint8_t atomic8_or "__atomic_fetch_or"(uint8_t* p, uint8_t v, int order) noexcept nogil
+    void prefetch "__builtin_prefetch"(const void* p) noexcept nogil
 
 cdef enum:
-    SOFT_TLB = 256              # entries; direct mapped
+    SOFT_TLB = 512              # entries; direct mapped
+    BLOCK = 32
     TURN_PAGES = 4096           # between two moments without the lock
     TURN_ACCESSES = 65536
     RELAXED = 0
 
-# By page: where its frame is; what a hit needs no walk for.
+# The page table of 2 MiB.
 cdef struct tlb_entry:
-    uint64_t page               # page number << 1, | 1 for one that was walked for a store; 0
-    uint8_t* frame
+    uint64_t region             # its number + 1; 0: none
+    uint64_t* table
+
+# Accesses on their way, and what all passes need.
+cdef struct batch:
+    mm_struct* mm
+    const uint64_t* addresses
+    const uint8_t* writes       # NULL: all are reads
+    uint64_t* ptes[32]          # BLOCK; NULL: no table yet
+    uint8_t* bytes[32]          # NULL: by a fault
+    tlb_entry tlb[512]          # SOFT_TLB
 
 
 # Whether the lock was given up, and another live turn began.
@@ -39,12 +51,17 @@ cdef inline bint take_turns(mm_struct* mm, uint64_t id) noexcept nogil:
     return lock_task(mm, id)
 
 
+# What an entry must say for an access to go without a fault.  A store to a clean entry goes by
+# the fault, which notes it.
+cdef inline uint64_t entry_needed(bint write) noexcept nogil:
+    return PTE_PRESENT | PTE_ACCESSED | (
+        PTE_RW | PTE_DIRTY | PTE_SOFT_DIRTY if write else 0)
+
+
 # The entry of addr once it allows the access.
 cdef inline int soft_pte(mm_struct* mm, uint64_t addr, bint write,
                          uint64_t** pte_ret) noexcept nogil:
-    # A store to a clean entry goes by the fault, which notes it.
-    cdef uint64_t need = PTE_PRESENT | PTE_ACCESSED | (
-        PTE_RW | PTE_DIRTY | PTE_SOFT_DIRTY if write else 0)
+    cdef uint64_t need = entry_needed(write)
     cdef uint64_t* pte = pte_offset_locked(mm, addr) if addr < <uint64_t>TASK_SIZE else NULL
     cdef int rc
     if pte == NULL or pte[0] & need != need:
@@ -120,40 +137,106 @@ cdef int mm_touch(mm_struct* mm, uint64_t id, uint64_t addr, uint64_t n, bint wr
 
 cdef int mm_access_all(mm_struct* mm, uint64_t id, const uint64_t* addresses,
                        const uint8_t* writes, uint64_t n, uint64_t* done_ret) noexcept nogil:
-    cdef tlb_entry tlb[SOFT_TLB]
-    cdef tlb_entry* entry
-    cdef uint64_t i = 0
-    cdef uint64_t stop, addr, tag
-    cdef uint64_t* pte = NULL
-    cdef uint8_t _seen
-    cdef bint write
+    cdef batch b
+    cdef uint64_t done = 0
+    cdef uint64_t stop
     cdef int rc = FAULT_OK
+    b.mm = mm
+    b.addresses = addresses
+    b.writes = writes
     if not lock_task(mm, id):
         return -ESRCH
-    while i < n and rc == FAULT_OK:
-        memset(tlb, 0, sizeof(tlb))
-        stop = min(n, i + TURN_ACCESSES)
-        while i < stop:
-            addr = addresses[i]
-            write = writes != NULL and writes[i] != 0
-            tag = (addr >> PAGE_SHIFT) << 1
-            entry = &tlb[(addr >> PAGE_SHIFT) & (SOFT_TLB - 1)]
-            # An entry for stores serves loads, too.
-            if not likely(entry.page | 1 == tag | 1 and entry.page >= tag + write
-                          and entry.frame != NULL):
-                rc = soft_pte(mm, addr, write, &pte)
-                if rc != FAULT_OK:
-                    break
-                entry.page = tag + write
-                entry.frame = frame_at(mm, pte)
-            if write:
-                atomic8_or(entry.frame + (addr & (PAGE_SIZE - 1)), 0, RELAXED)
-            else:
-                _seen = (<volatile uint8_t*>entry.frame)[addr & (PAGE_SIZE - 1)]
-            i += 1
-        if i < n and rc == FAULT_OK and not take_turns(mm, id):
-            done_ret[0] = i
+    while done < n and rc == FAULT_OK:
+        stop = min(n, done + TURN_ACCESSES)
+        if stop - done >= BLOCK:
+            memset(b.tlb, 0, sizeof(b.tlb))
+        while stop - done >= BLOCK and rc == FAULT_OK:
+            find_entries(&b, done)
+            read_entries(&b, done)
+            rc = access_block(&b, &done)
+        while done < stop and rc == FAULT_OK:
+            rc = access_one(&b, &done)
+        if done < n and rc == FAULT_OK and not take_turns(mm, id):
+            done_ret[0] = done
             return -ESRCH
     unlock_task(mm)
-    done_ret[0] = i
+    done_ret[0] = done
     return rc
+
+
+cdef inline void find_entries(batch* b, uint64_t first) noexcept nogil:
+    cdef uint64_t addr
+    cdef uint64_t* pte
+    cdef tlb_entry* entry
+    cdef int i
+    for i in range(BLOCK):
+        addr = b.addresses[first + i]
+        entry = &b.tlb[(addr >> PMD_SHIFT) & (SOFT_TLB - 1)]
+        if unlikely(entry.region != (addr >> PMD_SHIFT) + 1):
+            pte = pte_offset_locked(b.mm, addr) if addr < <uint64_t>TASK_SIZE else NULL
+            if pte == NULL:
+                b.ptes[i] = NULL
+                continue
+            entry.region = (addr >> PMD_SHIFT) + 1
+            entry.table = <uint64_t*>(<uint64_t>pte & ~<uint64_t>(PAGE_SIZE - 1))
+        b.ptes[i] = entry.table + ((addr >> PAGE_SHIFT) & (PTRS_PER_TABLE - 1))
+        prefetch(b.ptes[i])
+
+
+cdef inline void read_entries(batch* b, uint64_t first) noexcept nogil:
+    cdef uint64_t pte
+    cdef int i
+    for i in range(BLOCK):
+        b.bytes[i] = NULL
+        if b.ptes[i] == NULL:
+            continue
+        pte = b.ptes[i][0]
+        if pte & needed(b, first + i) == needed(b, first + i):
+            b.bytes[i] = <uint8_t*>(pfn_address(b.mm.mmu.m, pte_pfn(pte))
+                                    + (b.addresses[first + i] & (PAGE_SIZE - 1)))
+            prefetch(b.bytes[i])
+
+
+# After a fault, which may change what was read of others, each goes by itself.
+cdef inline int access_block(batch* b, uint64_t* done_ref) noexcept nogil:
+    cdef int rc = FAULT_OK
+    cdef int i
+    for i in range(BLOCK):
+        if unlikely(b.bytes[i] == NULL):
+            break
+        access_byte(b.bytes[i], is_write(b, done_ref[0] + i))
+    else:
+        done_ref[0] += BLOCK
+        return rc
+    done_ref[0] += i
+    while i < BLOCK and rc == FAULT_OK:
+        rc = access_one(b, done_ref)
+        i += 1
+    return rc
+
+
+cdef inline int access_one(batch* b, uint64_t* done_ref) noexcept nogil:
+    cdef uint64_t addr = b.addresses[done_ref[0]]
+    cdef bint write = is_write(b, done_ref[0])
+    cdef uint64_t* pte = NULL
+    cdef int rc = soft_pte(b.mm, addr, write, &pte)
+    if rc == FAULT_OK:
+        access_byte(frame_at(b.mm, pte) + (addr & (PAGE_SIZE - 1)), write)
+        done_ref[0] += 1
+    return rc
+
+
+cdef inline bint is_write(const batch* b, uint64_t i) noexcept nogil:
+    return b.writes != NULL and b.writes[i] != 0
+
+
+cdef inline uint64_t needed(const batch* b, uint64_t i) noexcept nogil:
+    return entry_needed(is_write(b, i))
+
+
+cdef inline void access_byte(uint8_t* at, bint write) noexcept nogil:
+    cdef uint8_t _seen
+    if write:
+        atomic8_or(at, 0, RELAXED)
+    else:
+        _seen = (<volatile uint8_t*>at)[0]

@@ -1,43 +1,48 @@
 """
 What a page fault costs: ours, the kernel's own, and the floor under ours.
 
-All figures are nanoseconds a 4 KiB page, from compiled loops that touch one word of each page.
-In each round every figure is taken once, in rotated order, so that a clock that drifts meets all
-alike; ratios are taken within a round.  ``who`` says whose figure it is:
+All figures are nanoseconds a 4 KiB page (of ``software access``: an access), from compiled loops
+that touch one word of each page.  In each round every figure is taken once, in rotated order, so
+that a clock that drifts meets all alike; ratios are taken within a round.  ``order`` says how many
+pages a fault may bring, ``who`` whose figure it is:
 
 - ``realmem``: a raw load or store through a window, served by the handler; or, where the metric
   begins with ``software``, the software MMU.  A fork is given a present page, what an empty
   address space costs taken off: of pages mapped writable in the window, and of page tables only.
-- ``kernel``: the same on ordinary anonymous memory of this process, by the kernel it runs on.
-- ``floor``: a bare C handler that makes the same host call and does nothing else.
+- ``kernel``: the same on ordinary memory of this process, by the kernel it runs on: at the same
+  order where its settings allow that, else there is none.  ``kernel 4K`` stands in ratios for its
+  fault of a single page.
+- ``floor``: a bare C handler that makes the same host calls, as many and of the same pages, and
+  does nothing else; of a fork, one mprotect of what it has to protect.  ``native``: the loads
+  alone.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from realmem.bench.fault_floor import floors
+from realmem.bench.fault_kernel import kernel_faults, kernel_fork, kernel_orders
+from realmem.bench.fault_ours import FaultPlan, our_faults, our_fork
+from realmem.bench.fault_software import software_steps
+from realmem.bench.fault_threads import thread_steps
 from realmem.bench.pin import pinned_to
 from realmem.bench.registry import Bench, Options
 from realmem.bench.results import UNVERIFIED, Param, Result
-from realmem.layout import MAP_ANONYMOUS, MAP_PRIVATE, PAGE_SIZE, PROT_READ, PROT_WRITE
 
 if TYPE_CHECKING:
+    from realmem.bench.fault_figures import Figure, Step
     from realmem.machine import Machine
 
-PAGES = 1024
-FORK_PAGES = 8192
-RW = PROT_READ | PROT_WRITE
-ANON = MAP_PRIVATE | MAP_ANONYMOUS
-
-Figure = tuple[str, str, str]  # metric, pattern, who
+# Orders, and how many pages are touched at each.
+PAGES = {0: 1024, 4: 4096, 9: 8192}
 
 
 def run(options: Options) -> Iterator[Result]:
     """
-    Measure single faults of 4 KiB on one node.
+    Measure faults on one node; of single pages by one thread if quick.
 
     :param options: see :class:`realmem.bench.registry.Options`.
     :return: results: times, then ratios.
@@ -47,39 +52,49 @@ def run(options: Options) -> Iterator[Result]:
     options.progress("a machine on one node")
     with Machine(nodes=1, memory="256M", seed=options.seed) as machine:
         node = machine.nodes[0]
-        with pinned_to(sorted(node.cpus)[:1]):
-            samples = _measure(machine, options)
         on = node.host_node
         stamps = (UNVERIFIED,) if machine.unverified else ()
-        for (metric, pattern, who), values in samples.items():
-            params: dict[str, Param] = {"order": 0, "pattern": pattern, "who": who}
-            yield Result("fault", metric, "ns", tuple(values), on, on, params, stamps)
-        for metric, pattern, who in samples:
-            if who == "realmem":
-                continue
-            ours = samples.get((metric, pattern, "realmem"))
-            if ours is None:
-                continue
-            theirs = samples[metric, pattern, who]
-            ratios = tuple(a / b for a, b in zip(ours, theirs, strict=True) if b > 0)
-            if ratios:
-                params = {"order": 0, "pattern": pattern, "who": f"realmem/{who}"}
-                yield Result("fault", metric, "ratio", ratios, on, on, params, stamps)
+        cpus = sorted(node.cpus)
+
+        def result(figure: Figure, who: str, unit: str, values: list[float]) -> Result:
+            params: dict[str, Param] = {**figure.params, "who": who}
+            return Result("fault", figure.metric, unit, tuple(values), on, on, params, stamps)
+
+        with pinned_to(cpus[:1]):
+            samples = _rounds(_steps(machine, options, cpus), options)
+        for figure, values in samples.items():
+            yield result(figure, figure.who, "ns", values)
+        for figure, values in samples.items():
+            for who, theirs in _compared(figure, samples):
+                ratios = [a / b for a, b in zip(values, theirs, strict=True) if b > 0]
+                if ratios:
+                    yield result(figure, f"realmem/{who}", "ratio", ratios)
 
 
-def _measure(machine: Machine, options: Options) -> dict[Figure, list[float]]:
+def _steps(machine: Machine, options: Options, cpus: list[int]) -> list[Step]:
     import numpy as np
 
-    rounds = 5 if options.quick else 25
-    order = np.random.default_rng(options.seed).permutation(PAGES).astype(np.uint32)
-    steps: list[Callable[[], Iterator[tuple[Figure, float]]]] = []
-    for pattern, pages in (("in order", None), ("scattered", order)):
-        steps += [
-            partial(_ours, machine, pattern, pages),
-            partial(_kernel, pattern, pages),
-            partial(_floor, pattern, pages),
-        ]
-    steps += [partial(_our_fork, machine), _kernel_fork]
+    rng = np.random.default_rng(options.seed)
+    theirs = kernel_orders()
+    steps: list[Step] = []
+    for order, n in PAGES.items():
+        if options.quick and order:
+            continue
+        for pattern in ("in order", "scattered"):
+            pages = rng.permutation(n).astype(np.uint32) if pattern == "scattered" else None
+            plan = FaultPlan(order, n, pattern, pages)
+            steps += [partial(our_faults, machine, plan), partial(floors, plan)]
+            if order in theirs:
+                steps.append(partial(kernel_faults, plan))
+    steps += [partial(our_fork, machine), kernel_fork]
+    if not options.quick:
+        steps += thread_steps(machine, cpus[: options.threads])
+    steps += software_steps(machine, rng, options.quick)
+    return steps
+
+
+def _rounds(steps: list[Callable[[], Any]], options: Options) -> dict[Figure, list[float]]:
+    rounds = 3 if options.quick else 25
     samples: dict[Figure, list[float]] = {}
     for turn in range(rounds + 1):
         options.progress(f"faults, round {turn + 1} of {rounds + 1}")
@@ -90,112 +105,19 @@ def _measure(machine: Machine, options: Options) -> dict[Figure, list[float]]:
     return dict(sorted(samples.items()))
 
 
-def _ours(machine: Machine, pattern: str, order: Any) -> Iterator[tuple[Figure, float]]:
-    from realmem._bench.fault_loops import touch
-
-    p = machine.spawn("bench")
-    length = PAGES * PAGE_SIZE
-    a = p.mmap(None, length, RW, ANON)
-    at = p.host_address(a)
-    yield ("anonymous write", pattern, "realmem"), touch(at, PAGES, True, order)
-    p.mm.core.flush(a, a + length)
-    yield ("refill", pattern, "realmem"), touch(at, PAGES, True, order)
-    child = p.fork()
-    yield ("cow copy", pattern, "realmem"), touch(at, PAGES, True, order)
-    child.exit()
-    child = p.fork()
-    child.exit()
-    yield ("cow reuse", pattern, "realmem"), touch(at, PAGES, True, order)
-    p.munmap(a, length)
-    a = p.mmap(None, length, RW, ANON)
-    at = p.host_address(a)
-    yield ("zero page read", pattern, "realmem"), touch(at, PAGES, False, order)
-    if order is None:
-        p.munmap(a, length)
-        a = p.mmap(None, length, RW, ANON)
-        begin = time.perf_counter_ns()
-        p.touch(a, length, write=True)
-        ns = (time.perf_counter_ns() - begin) / PAGES
-        yield ("software first touch", pattern, "realmem"), ns
-    p.exit()
-
-
-def _kernel(pattern: str, order: Any) -> Iterator[tuple[Figure, float]]:
-    from realmem._bench.fault_loops import KernelPages, Sharer
-
-    memory = KernelPages(PAGES)
-    yield ("anonymous write", pattern, "kernel"), memory.touch(True, order)
-    sharer = Sharer()
-    yield ("cow copy", pattern, "kernel"), memory.touch(True, order)
-    sharer.close()
-    Sharer().close()
-    yield ("cow reuse", pattern, "kernel"), memory.touch(True, order)
-    memory.close()
-    memory = KernelPages(PAGES)
-    yield ("zero page read", pattern, "kernel"), memory.touch(False, order)
-    memory.close()
-    if order is None:
-        memory = KernelPages(PAGES)
-        yield ("software first touch", pattern, "kernel"), memory.touch(True)
-        memory.close()
-
-
-def _floor(pattern: str, order: Any) -> Iterator[tuple[Figure, float]]:
-    from realmem._bench.fault_loops import floor
-
-    by_map = floor(PAGES, "mmap", order)
-    by_protect = floor(PAGES, "mprotect", order)
-    yield ("signal+mmap", pattern, "floor"), by_map
-    yield ("signal+mprotect", pattern, "floor"), by_protect
-    yield ("anonymous write", pattern, "floor"), by_map
-    yield ("zero page read", pattern, "floor"), by_map
-    yield ("refill", pattern, "floor"), by_map
-    yield ("cow copy", pattern, "floor"), floor(PAGES, "copy+mmap", order)
-    yield ("cow reuse", pattern, "floor"), by_protect
-
-
-def _our_fork(machine: Machine) -> Iterator[tuple[Figure, float]]:
-    p = machine.spawn("bench")
-    a = p.mmap(None, FORK_PAGES * PAGE_SIZE, RW, ANON)
-
-    def fork() -> int:
-        begin = time.perf_counter_ns()
-        child = p.fork()
-        spent = time.perf_counter_ns() - begin
-        child.exit()
-        p.wait()
-        return spent
-
-    empty = min(fork() for _ in range(3))
-    p.touch(a, FORK_PAGES * PAGE_SIZE, write=True)
-    present = min(fork() for _ in range(3))
-    yield ("fork, tables only", "in order", "realmem"), (present - empty) / FORK_PAGES
-    from realmem._bench.fault_loops import touch
-
-    best = []
-    for _ in range(3):
-        touch(p.host_address(a), FORK_PAGES, True)  # writable in the window again
-        best.append(fork())
-    yield ("fork, mapped pages", "in order", "realmem"), (min(best) - empty) / FORK_PAGES
-    p.exit()
-
-
-def _kernel_fork() -> Iterator[tuple[Figure, float]]:
-    from realmem._bench.fault_loops import KernelPages, Sharer
-
-    def fork() -> float:
-        sharer = Sharer()
-        sharer.close()
-        return float(sharer.fork_ns)
-
-    empty = min(fork() for _ in range(3))
-    memory = KernelPages(FORK_PAGES)
-    memory.touch(True)
-    present = min(fork() for _ in range(3))
-    memory.close()
-    ns = (present - empty) / FORK_PAGES
-    yield ("fork, mapped pages", "in order", "kernel"), ns
-    yield ("fork, tables only", "in order", "kernel"), ns
+def _compared(
+    figure: Figure, samples: dict[Figure, list[float]]
+) -> Iterator[tuple[str, list[float]]]:
+    """Give what one of our figures is compared with: whose, and the samples."""
+    if figure.who != "realmem":
+        return
+    for who in ("kernel", "floor", "native"):
+        theirs = samples.get(figure.of(who))
+        if theirs is not None:
+            yield who, theirs
+    single = samples.get(figure.of("kernel").at_order(0))
+    if figure.order and single is not None:
+        yield "kernel 4K", single
 
 
 BENCH = Bench("fault", "Cost of a page fault, beside the kernel's own", run)

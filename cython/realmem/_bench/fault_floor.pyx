@@ -1,0 +1,198 @@
+# cython: language_level=3, cdivision=True, boundscheck=False, wraparound=False
+"""
+The floor under a fault: a C handler that makes the same host call as ours and nothing else.
+
+Memory is populated beforehand, as a pool's is.  Maps take its frames in the order of the faults,
+as an allocator gives them, so that scattered faults leave as many host VMAs as ours do.
+"""
+from libc.errno cimport errno
+from libc.stdint cimport uint32_t, uint64_t
+
+cdef extern from *:
+    """
+    #ifndef _GNU_SOURCE
+    #define _GNU_SOURCE
+    #endif
+    #include <errno.h>
+    #include <signal.h>
+    #include <stdint.h>
+    #include <string.h>
+    #include <sys/mman.h>
+    #include <sys/syscall.h>
+    #include <time.h>
+    #include <unistd.h>
+
+    static inline double rm_floor_now(void)
+    {
+        struct timespec t;
+        clock_gettime(CLOCK_MONOTONIC, &t);
+        return t.tv_sec * 1e9 + t.tv_nsec;
+    }
+
+    static struct {
+        uint64_t base, block;       /* bytes a fault brings */
+        uint64_t next;              /* offset of the next frame */
+        uint64_t direct;            /* all frames, and behind them as many to copy from */
+        uint64_t length;
+        int fd, protects, copies, same;
+    } rm_floor;
+
+    static void rm_floor_handler(int sig, siginfo_t *info, void *context)
+    {
+        uint64_t at = (uint64_t)info->si_addr - rm_floor.base;
+        (void)sig, (void)context;
+        at = rm_floor.base + (at & ~(rm_floor.block - 1));
+        if (rm_floor.copies)
+            memcpy((void *)(rm_floor.direct + rm_floor.next),
+                   (void *)(rm_floor.direct + rm_floor.length + (at - rm_floor.base)),
+                   rm_floor.block);
+        if (rm_floor.protects)
+            mprotect((void *)at, rm_floor.block, PROT_READ | PROT_WRITE);
+        else
+            mmap((void *)at, rm_floor.block, PROT_READ | PROT_WRITE,
+                 MAP_SHARED | MAP_FIXED | MAP_POPULATE, rm_floor.fd, (long)rm_floor.next);
+        if (!rm_floor.same)
+            rm_floor.next += rm_floor.block;
+    }
+
+    static double rm_floor_touch(uint64_t n, const uint32_t *order)
+    {
+        double begin = rm_floor_now();
+        uint64_t i;
+        for (i = 0; i < n; i++)
+            *(volatile uint64_t *)(rm_floor.base + 4096 * (order ? order[i] : i)) = i;
+        return (rm_floor_now() - begin) / n;
+    }
+
+    enum { RM_MMAP, RM_MPROTECT, RM_REPROTECT };
+
+    /* The window: a run that is mapped already and closed, or nothing but addresses. */
+    static int rm_floor_begin(int how)
+    {
+        void *all = mmap(NULL, 2 * rm_floor.length, PROT_READ | PROT_WRITE,
+                         MAP_SHARED | MAP_POPULATE, rm_floor.fd, 0);
+        if (all == MAP_FAILED)
+            return -1;
+        rm_floor.direct = (uint64_t)all;
+        if (how != RM_MPROTECT)
+            return 0;
+        if (mmap((void *)rm_floor.base, rm_floor.length, PROT_READ | PROT_WRITE,
+                 MAP_SHARED | MAP_FIXED | MAP_POPULATE, rm_floor.fd, 0) == MAP_FAILED)
+            return -1;
+        return mprotect((void *)rm_floor.base, rm_floor.length, PROT_NONE);
+    }
+
+    static double rm_floor_run(uint64_t n, const uint32_t *order, int how, int copies, int same,
+                               uint64_t block)
+    {
+        struct sigaction sa, before;
+        uint64_t length = n * 4096;
+        double ns = -1;
+        void *space;
+        rm_floor.fd = (int)syscall(SYS_memfd_create, "realmem-floor", 1u);
+        if (rm_floor.fd < 0)
+            return -1;
+        space = mmap(NULL, length + block, PROT_NONE,
+                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (space != MAP_FAILED) {
+            rm_floor.base = ((uint64_t)space + block - 1) & ~(block - 1);
+            rm_floor.block = block;
+            rm_floor.next = rm_floor.direct = 0;
+            rm_floor.length = length;
+            rm_floor.copies = rm_floor.same = rm_floor.protects = 0;
+            memset(&sa, 0, sizeof sa);
+            sa.sa_sigaction = rm_floor_handler;
+            sa.sa_flags = SA_SIGINFO | SA_ONSTACK;
+            sigfillset(&sa.sa_mask);
+            if (ftruncate(rm_floor.fd, (long)(2 * length)) == 0 && rm_floor_begin(how) == 0) {
+                sigaction(SIGSEGV, &sa, &before);
+                if (how == RM_REPROTECT) {
+                    rm_floor_touch(n, order);
+                    rm_floor.next = 0;
+                    mprotect((void *)rm_floor.base, length, PROT_READ);
+                }
+                rm_floor.protects = how != RM_MMAP;
+                rm_floor.copies = copies;
+                rm_floor.same = same;
+                ns = rm_floor_touch(n, order);
+                sigaction(SIGSEGV, &before, NULL);
+            }
+            if (rm_floor.direct)
+                munmap((void *)rm_floor.direct, 2 * length);
+            munmap(space, length + block);
+        }
+        close(rm_floor.fd);
+        return ns;
+    }
+
+    /* One mprotect of what is mapped writable and was stored to; ns a page. */
+    static double rm_floor_close(uint64_t n)
+    {
+        uint64_t length = n * 4096, i;
+        double begin, ns = -1;
+        char *all;
+        int fd = (int)syscall(SYS_memfd_create, "realmem-floor", 1u);
+        if (fd < 0)
+            return -1;
+        if (ftruncate(fd, (long)length) == 0) {
+            all = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, 0);
+            if (all != MAP_FAILED) {
+                for (i = 0; i < length; i += 4096)
+                    *(volatile char *)(all + i) = 1;
+                begin = rm_floor_now();
+                mprotect(all, length, PROT_READ);
+                ns = (rm_floor_now() - begin) / n;
+                munmap(all, length);
+            }
+        }
+        close(fd);
+        return ns;
+    }
+    """
+    double floor_run "rm_floor_run"(uint64_t n, const uint32_t* order, int how, bint copies,
+                                    bint same, uint64_t block) noexcept nogil
+    double floor_close "rm_floor_close"(uint64_t n) noexcept nogil
+
+
+HOW = ("mmap", "mprotect", "reprotect")
+
+
+def floor(uint64_t n, str how, int order=0, const uint32_t[::1] pages=None, bint copies=False,
+          bint same=False):
+    """
+    Time a bare handler that makes one host call a fault and nothing else.
+
+    :param n: 4 KiB pages that are stored to; a multiple of 2**order.
+    :param how: ``"mmap"`` of frames, populating; ``"mprotect"`` in a run mapped beforehand; or
+        ``"reprotect"`` of what was mapped by such faults, and then protected as a whole.
+    :param order: a fault brings 2**order pages.
+    :param pages: permutation of page numbers; None goes up.
+    :param copies: copy what it brings first, as copy-on-write does.
+    :param same: map the same frame each time, as reads of empty memory do.
+    :return: ns a page.
+    :raises OSError: the host refuses the memory.
+    """
+    cdef const uint32_t* scattered = &pages[0] if pages is not None else NULL
+    cdef uint64_t block = <uint64_t>4096 << order
+    cdef int kind = HOW.index(how)
+    cdef double ns
+    with nogil:
+        ns = floor_run(n, scattered, kind, copies, same, block)
+    if ns < 0:
+        raise OSError(errno, "no memory for the floor of faults")
+    return ns
+
+
+def write_protect(uint64_t n):
+    """
+    Time one bare mprotect that takes the right to write from pages that are mapped as one run.
+
+    :return: ns a page.
+    :raises OSError: the host refuses the memory.
+    """
+    cdef double ns
+    with nogil:
+        ns = floor_close(n)
+    if ns < 0:
+        raise OSError(errno, "no memory for the floor of forks")
+    return ns

@@ -1,0 +1,8 @@
+from typing import Any
+
+HOW: tuple[str, ...]
+
+def floor(
+    n: int, how: str, order: int = 0, pages: Any = None, copies: bool = False, same: bool = False
+) -> float: ...
+def write_protect(n: int) -> float: ...

@@ -1,0 +1,39 @@
+"""The floor under our faults: bare handlers that make the same host calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from realmem.bench.fault_figures import Figure
+    from realmem.bench.fault_ours import FaultPlan
+
+
+def floors(plan: FaultPlan) -> Iterator[tuple[Figure, float]]:
+    """
+    Take the floor of each kind of fault once.
+
+    :param plan: what our faults did with it says which host calls to make.
+    """
+    from realmem._bench.fault_floor import floor
+
+    n, order, pages = plan.n, plan.order, plan.pages
+    taken: dict[tuple[str, int, bool, bool], float] = {}
+
+    def of(how: str, order: int, copies: bool = False, same: bool = False) -> float:
+        key = (how, order, copies, same)
+        if key not in taken:
+            taken[key] = floor(n, how, order, pages, copies, same)
+        return taken[key]
+
+    for how in ("mmap", "mprotect"):
+        yield plan.figure(f"signal+{how}", "floor"), of(how, order)
+    for metric, (call, brought) in plan.calls.items():
+        if metric == "cow reuse" and call == "mprotect":
+            # Opened where it lies: in what was mapped by such faults as ours were.
+            ns = of("reprotect", brought)
+        else:
+            same = metric == "zero page read" and brought == 0
+            ns = of(call, brought, copies=metric == "cow copy", same=same)
+        yield plan.figure(metric, "floor"), ns

@@ -1,0 +1,88 @@
+"""The running kernel's own faults and forks, on ordinary memory of this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from realmem.bench.fault_figures import Figure
+from realmem.bench.fault_ours import FORK_PAGES
+from realmem.thp import PMD_ORDER, size_name
+
+if TYPE_CHECKING:
+    from realmem.bench.fault_ours import FaultPlan
+
+SETTINGS = Path("/sys/kernel/mm/transparent_hugepage")
+
+
+def kernel_orders(settings: Path = SETTINGS) -> set[int]:
+    """
+    Tell at which orders the host's settings let memory that asks for it have folios.
+
+    Of those below the PMD's, only such that nothing larger would be taken instead.
+    """
+    top = _chosen(settings / "enabled")
+    allowed = {
+        order
+        for order in range(2, PMD_ORDER + 1)
+        if (word := _chosen(settings / size_name(order) / "enabled"))
+        and (top if word == "inherit" else word) in ("always", "madvise")
+    }
+    return {0} | ({max(allowed)} if allowed else set())
+
+
+def _chosen(path: Path) -> str:
+    try:
+        words = path.read_text().split()
+    except OSError:
+        return ""
+    return next((word[1:-1] for word in words if word.startswith("[")), "")
+
+
+def kernel_faults(plan: FaultPlan) -> Iterator[tuple[Figure, float]]:
+    """Take each kind of fault once."""
+    from realmem._bench.kernel_pages import KernelPages, Sharer
+
+    def figure(metric: str) -> Figure:
+        return plan.figure(metric, "kernel")
+
+    huge = plan.order > 0
+    memory = KernelPages(plan.n, huge)
+    yield figure("anonymous write"), memory.touch(True, plan.pages)
+    sharer = Sharer()
+    yield figure("cow copy"), memory.touch(True, plan.pages)
+    sharer.close()
+    Sharer().close()
+    yield figure("cow reuse"), memory.touch(True, plan.pages)
+    memory.close()
+    memory = KernelPages(plan.n, huge)
+    yield figure("zero page read"), memory.touch(False, plan.pages)
+    memory.close()
+    if plan.order == 0:
+        memory = KernelPages(plan.n, shared=True)
+        yield figure("shared write"), memory.touch(True, plan.pages)
+        memory.close()
+    if plan.pages is None:
+        memory = KernelPages(plan.n, huge)
+        yield figure("software first touch"), memory.touch(True)
+        memory.close()
+
+
+def kernel_fork() -> Iterator[tuple[Figure, float]]:
+    """Fork this process with pages, and without."""
+    from realmem._bench.kernel_pages import KernelPages, Sharer
+
+    def fork() -> float:
+        sharer = Sharer()
+        sharer.close()
+        return sharer.fork_ns
+
+    empty = min(fork() for _ in range(3))
+    memory = KernelPages(FORK_PAGES)
+    memory.touch(True)
+    present = min(fork() for _ in range(3))
+    memory.close()
+    ns = (present - empty) / FORK_PAGES
+    for metric in ("fork, mapped pages", "fork, tables only"):
+        yield Figure(metric, 0, "in order", 1, "kernel"), ns

@@ -1,0 +1,149 @@
+"""Faults and forks of simulated processes, timed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from realmem.bench.fault_figures import Figure
+from realmem.layout import (
+    MAP_ANONYMOUS,
+    MAP_FIXED,
+    MAP_PRIVATE,
+    MAP_SHARED,
+    PAGE_SIZE,
+    PROT_READ,
+    PROT_WRITE,
+)
+
+if TYPE_CHECKING:
+    from realmem.machine import Machine
+    from realmem.process import Process
+
+RW = PROT_READ | PROT_WRITE
+ANON = MAP_PRIVATE | MAP_ANONYMOUS
+SHARED = MAP_SHARED | MAP_ANONYMOUS
+FORK_PAGES = 8192
+# Aligned as the largest folio, and somewhere where nothing else is.
+BASE = 1 << 32
+
+
+@dataclass
+class FaultPlan:
+    """
+    What is touched.
+
+    :ivar order: of the folios that faults may bring.
+    :ivar n: pages.
+    :ivar pattern: its name.
+    :ivar pages: permutation of page numbers; None goes up.
+    :ivar calls: by metric, the host call that most of our faults made, and the order of what one
+        brought: the floor does the same.
+    """
+
+    order: int
+    n: int
+    pattern: str
+    pages: Any
+    calls: dict[str, tuple[str, int]] = field(default_factory=dict)
+
+    def figure(self, metric: str, who: str) -> Figure:
+        """Name a figure."""
+        return Figure(metric, self.order, self.pattern, 1, who)
+
+
+class _Timed:
+    """A process, and a look at which host calls its faults make."""
+
+    def __init__(self, machine: Machine, plan: FaultPlan) -> None:
+        self.machine = machine
+        self.plan = plan
+        self.process: Process = machine.spawn("bench")
+
+    def map(self, flags: int) -> int:
+        """Map the region anew."""
+        length = self.plan.n * PAGE_SIZE
+        self.process.mmap(BASE, length, RW, flags | MAP_FIXED)
+        return self.process.host_address(BASE)
+
+    def touch(self, metric: str, write: bool) -> tuple[Figure, float]:
+        """Touch each page once."""
+        from realmem._bench.fault_loops import touch
+
+        at = self.process.host_address(BASE)
+        before = self.machine.hoststat
+        ns = touch(at, self.plan.n, write, self.plan.pages)
+        after = self.machine.hoststat
+        maps = after["map_fill"] - before["map_fill"]
+        protects = after["mprotect"] - before["mprotect"]
+        faults = after["sigsegv"] - before["sigsegv"]
+        self.plan.calls[metric] = (
+            "mprotect" if protects > maps else "mmap",
+            min(self.plan.order, (self.plan.n // max(faults, 1)).bit_length() - 1),
+        )
+        return self.plan.figure(metric, "realmem"), ns
+
+
+def our_faults(machine: Machine, plan: FaultPlan) -> Iterator[tuple[Figure, float]]:
+    """Take each kind of fault once."""
+    for order in machine.thp.orders:
+        machine.thp.set_order(order, "always" if order == plan.order else "never")
+    t = _Timed(machine, plan)
+    p = t.process
+    length = plan.n * PAGE_SIZE
+    t.map(ANON)
+    yield t.touch("anonymous write", True)
+    p.mm.core.flush(BASE, BASE + length)
+    yield t.touch("refill", True)
+    child = p.fork()
+    yield t.touch("cow copy", True)
+    child.exit()
+    child = p.fork()
+    child.exit()
+    yield t.touch("cow reuse", True)
+    t.map(ANON)
+    yield t.touch("zero page read", False)
+    if plan.order == 0:
+        t.map(SHARED)
+        yield t.touch("shared write", True)
+    if plan.pages is None:
+        t.map(ANON)
+        begin = time.perf_counter_ns()
+        p.touch(BASE, length, write=True)
+        ns = (time.perf_counter_ns() - begin) / plan.n
+        yield plan.figure("software first touch", "realmem"), ns
+    p.exit()
+    if plan.order:
+        machine.thp.set_order(plan.order, "never")
+
+
+def our_fork(machine: Machine) -> Iterator[tuple[Figure, float]]:
+    """Fork a process with pages, and one without."""
+    from realmem._bench.fault_floor import write_protect
+    from realmem._bench.fault_loops import touch
+
+    p = machine.spawn("bench")
+    a = p.mmap(None, FORK_PAGES * PAGE_SIZE, RW, ANON)
+
+    def fork() -> int:
+        begin = time.perf_counter_ns()
+        child = p.fork()
+        spent = time.perf_counter_ns() - begin
+        child.exit()
+        p.wait()
+        return spent
+
+    empty = min(fork() for _ in range(3))
+    p.touch(a, FORK_PAGES * PAGE_SIZE, write=True)
+    tables = min(fork() for _ in range(3))
+    mapped = []
+    for _ in range(3):
+        touch(p.host_address(a), FORK_PAGES, True)  # writable in the window again
+        mapped.append(fork())
+    p.exit()
+    for metric, ns in (("fork, tables only", tables), ("fork, mapped pages", min(mapped))):
+        yield Figure(metric, 0, "in order", 1, "realmem"), (ns - empty) / FORK_PAGES
+    floor = min(write_protect(FORK_PAGES) for _ in range(3))
+    yield Figure("fork, mapped pages", 0, "in order", 1, "floor"), floor

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from realmem.slub import SlabReport
 
 # machine.options bits of types.pxd
-_POISON, _PAGE_OWNER = 1, 2
+_POISON, _PAGE_OWNER, _DEBUG = 1, 2, 4
 
 class Machine(Overview):
     """
@@ -154,7 +154,8 @@ class Machine(Overview):
             _take_memory(places, ranges, backing, mlock, progress, held)
             self._pool = held[0]
             self._build(
-                places, ranges, poison * _POISON | page_owner * _PAGE_OWNER, checks)
+                places, ranges,
+                poison * _POISON | page_owner * _PAGE_OWNER | (debug > 0) * _DEBUG, checks)
         except BaseException:
             for pool in held:
                 pool.close()

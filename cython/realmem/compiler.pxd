@@ -25,9 +25,16 @@ cdef extern from *:
     #define rm_ctz(x)  __builtin_ctzll(x)
     #define rm_fls(x)  (63 - __builtin_clzll(x))
 
-    typedef struct { int locked; } rm_spinlock;
+    /* Whether a lock may be taken while others are held: asked where a machine wants that
+       (lock_order.pyx), before the lock is waited for. */
+    typedef struct {
+        void (*taking)(const void *lock, uint64_t rank, int tried);
+        void (*given)(const void *lock);
+    } rm_lock_order;
 
-    static inline int rm_spin_trylock(rm_spinlock *l)
+    typedef struct { int locked; uint64_t rank; const rm_lock_order *order; } rm_spinlock;
+
+    static inline int rm_spin_try(rm_spinlock *l)
     {
         return __atomic_exchange_n(&l->locked, 1, __ATOMIC_ACQUIRE) == 0;
     }
@@ -41,17 +48,28 @@ cdef extern from *:
                 else
                     sched_yield();      /* the holder may be preempted */
             }
-            if (rm_spin_trylock(l))
+            if (rm_spin_try(l))
                 return;
         }
     }
     static inline void rm_spin_lock(rm_spinlock *l)
     {
-        if (rm_unlikely(!rm_spin_trylock(l)))
+        if (rm_unlikely(l->order != NULL))
+            l->order->taking(l, l->rank, 0);
+        if (rm_unlikely(!rm_spin_try(l)))
             rm_spin_lock_slow(l);
+    }
+    static inline int rm_spin_trylock(rm_spinlock *l)
+    {
+        int got = rm_spin_try(l);
+        if (rm_unlikely(l->order != NULL) && got)
+            l->order->taking(l, l->rank, 1);
+        return got;
     }
     static inline void rm_spin_unlock(rm_spinlock *l)
     {
+        if (rm_unlikely(l->order != NULL))
+            l->order->given(l);
         __atomic_store_n(&l->locked, 0, __ATOMIC_RELEASE);
     }
 
@@ -106,8 +124,13 @@ cdef extern from *:
     #endif
     #endif
     """
+    ctypedef struct lock_order "rm_lock_order":
+        void (*taking)(const void* lock, uint64_t rank, int tried) noexcept nogil
+        void (*given)(const void* lock) noexcept nogil
     ctypedef struct spinlock "rm_spinlock":
         int locked
+        uint64_t rank
+        const lock_order* order
 
     bint likely "rm_likely"(bint cond) noexcept nogil
     bint unlikely "rm_unlikely"(bint cond) noexcept nogil

@@ -339,8 +339,7 @@ cdef enum:
     MAX_NUMNODES = 64
     MACHINE_POISON = 1          # machine.options bits
     MACHINE_PAGE_OWNER = 2
-    MACHINE_DEBUG1 = 4
-    MACHINE_DEBUG2 = 8
+    MACHINE_DEBUG = 4           # debug=1 or more: locks are checked as they are taken
     MACHINE_INJECT = 16         # some attempts to allocate pages are made to fail
     MACHINE_INJECT_SLAB = 32    # ... objects
 

@@ -5,6 +5,7 @@
 # Callers stand above callees; every function here runs under z.lock.
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
+from realmem._kernel.lock_order cimport LOCK_ZONE, check_spinlock
 from realmem.compiler cimport VM_BUG_ON, ctz, likely, spin_lock, spin_unlock, unlikely
 from realmem.types cimport (
     MAX_PAGE_ORDER, MIGRATE_HIGHATOMIC, MIGRATE_MOVABLE, MIGRATE_PCPTYPES, MIGRATE_RECLAIMABLE,
@@ -466,6 +467,7 @@ cdef void init_zone(zone* z) noexcept nogil:
     z.split = NULL
     z.split_free = 0
     z.lock.locked = 0
+    check_spinlock(z.machine, &z.lock, LOCK_ZONE, z.index)
 
 
 cdef void free_boot_range(zone* z, uint64_t start_pfn, uint64_t end_pfn) noexcept nogil:

@@ -5,6 +5,8 @@
 # barrier and returns 0 or -errno; the global errno is left as it was.
 from libc.stdint cimport int64_t, uint64_t
 
+from realmem.compiler cimport lock_order
+
 cdef extern from *:
     """
     #ifndef REALMEM_HOST_CALLS_H
@@ -90,9 +92,9 @@ cdef extern from *:
     static inline uint64_t rm_thread_ident(void) { return (uint64_t)pthread_self(); }
 
     /* A mutex that sleeps in the host kernel: 0 free, 1 held, 2 held with waiters. */
-    typedef struct { int word; } rm_mutex;
+    typedef struct { int word; uint64_t rank; const rm_lock_order *order; } rm_mutex;
 
-    static inline int rm_mutex_trylock(rm_mutex *m)
+    static inline int rm_mutex_try(rm_mutex *m)
     {
         int free = 0;
         return __atomic_compare_exchange_n(&m->word, &free, 1, 0,
@@ -105,11 +107,22 @@ cdef extern from *:
     }
     static inline void rm_mutex_lock(rm_mutex *m)
     {
-        if (!rm_mutex_trylock(m))
+        if (rm_unlikely(m->order != NULL))
+            m->order->taking(m, m->rank, 0);
+        if (!rm_mutex_try(m))
             rm_mutex_lock_slow(m);
+    }
+    static inline int rm_mutex_trylock(rm_mutex *m)
+    {
+        int got = rm_mutex_try(m);
+        if (rm_unlikely(m->order != NULL) && got)
+            m->order->taking(m, m->rank, 1);
+        return got;
     }
     static inline void rm_mutex_unlock(rm_mutex *m)
     {
+        if (rm_unlikely(m->order != NULL))
+            m->order->given(m);
         if (__atomic_exchange_n(&m->word, 0, __ATOMIC_RELEASE) == 2)
             rm_hostcall(SYS_futex, (long)&m->word, FUTEX_WAKE_PRIVATE, 1, 0, 0, 0);
     }
@@ -117,6 +130,8 @@ cdef extern from *:
     """
     ctypedef struct mutex "rm_mutex":
         int word
+        uint64_t rank
+        const lock_order* order
 
     int host_map "rm_host_map"(uint64_t at, uint64_t length, int prot, int fd,
                                uint64_t offset) noexcept nogil

@@ -10,6 +10,7 @@ from realmem._kernel.buddy cimport (
     ALLOC_HIGHATOMIC, ALLOC_NON_BLOCK, ALLOC_OOM, free_one_page_locked, rmqueue_run_locked,
     zone_watermark_ok,
 )
+from realmem._kernel.lock_order cimport LOCK_AREA, check_spinlock
 from realmem.compiler cimport fls, peek64, spin_lock, spin_unlock
 from realmem.linux cimport (
     MADV_DONTFORK, MADV_DONTNEED, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE,
@@ -241,6 +242,7 @@ cdef cpu_area* area_new(machine* m) noexcept nogil:
 cdef void area_reset(machine* m, cpu_area* area) noexcept nogil:
     cdef int i
     cdef int j
+    check_spinlock(m, &area.lock, LOCK_AREA)
     area.atomic_depth = 0       # contexts end with their machine
     area.fast = NULL
     area.node_bytes = 0

@@ -5,6 +5,7 @@
 from libc.errno cimport ENOMEM
 from libc.stdint cimport int64_t, uint64_t
 
+from realmem._kernel.lock_order cimport LOCK_AREAS, check_spinlock
 from realmem._kernel.pcp cimport (
     area_fold, area_free, area_new, area_reset, drain_area, forget_allocs, forget_memos,
 )
@@ -256,6 +257,7 @@ cdef int64_t drain_all_pages(machine* m) noexcept nogil:
 
 cdef int percpu_init(machine* m) noexcept nogil:
     global machine_ids
+    check_spinlock(m, &m.areas_lock, LOCK_AREAS)
     m.area_bytes = AREA_MAGAZINES + sizeof(cpu_area) + m.nr_zones * sizeof(per_cpu_pages)
     m.shared_area = area_new(m)
     if m.shared_area == NULL:

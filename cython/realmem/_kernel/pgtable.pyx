@@ -7,6 +7,7 @@ from libc.errno cimport ENOMEM
 from libc.stdint cimport uint64_t
 from libc.string cimport memcpy, memset
 
+from realmem._kernel.lock_order cimport LOCK_RMAP, check_mutex
 from realmem._kernel.mm_types cimport (
     PAGE_OFFSET_PGD, PGDIR_SHIFT, PMD_SHIFT, PTE_ACCESSED, PTE_DIRTY, PTE_GLOBAL,
     PTE_HOST_MASK, PTE_KERNEL_TABLE, PTE_NX, PTE_PRESENT, PTE_PROTNONE, PTE_PSE, PTE_RW,
@@ -110,6 +111,7 @@ cdef int mmu_init(mmu* u) noexcept nogil:
     cdef page* zero = alloc_pages_node(u.m, -1, GFP_KERNEL | GFP_ZERO, 0)
     cdef page* pgd
     cdef page* vmalloc
+    check_mutex(u.m, &u.rmap_lock, LOCK_RMAP, 0)
     u.nr_kernel_tables = 0
     if zero == NULL:
         return -ENOMEM

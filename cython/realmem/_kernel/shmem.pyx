@@ -6,6 +6,7 @@ from libc.string cimport memset
 
 from realmem._kernel.host_calls cimport mutex_lock, mutex_unlock
 from realmem._kernel.kernel_caches cimport SHMEM_INODE, kernel_alloc, kernel_free
+from realmem._kernel.lock_order cimport LOCK_SHMEM, check_mutex
 from realmem._kernel.mm_types cimport (
     FAULT_OK, FAULT_OOM, FAULT_SIGBUS, MM_LIVE, mmu, shmem,
 )
@@ -60,6 +61,7 @@ cdef shmem* shmem_create(mmu* u, uint64_t pages, bint noreserve, bint may_reserv
             atomic64_add_return(&u.committed, -<int64_t>pages, SEQ_CST)
         return NULL
     memset(object, 0, sizeof(shmem))
+    check_mutex(u.m, &object.lock, LOCK_SHMEM, 0)
     object.refcount = 1
     object.size = pages
     object.noreserve = noreserve

@@ -4,6 +4,7 @@
 from libc.errno cimport EBUSY, ENOMEM
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
+from realmem._kernel.lock_order cimport LOCK_DEPOT, LOCK_SLABS, LOCK_SLAB_STATE, check_spinlock
 from realmem._kernel.percpu cimport (
     area_enter, area_exit, attach_areas, freeze_cpu_areas, set_slab_hooks, thaw_cpu_areas,
 )
@@ -42,6 +43,7 @@ cdef int slab_init(machine* m) noexcept nogil:
     if state == NULL:
         return -ENOMEM
     state.machine = m
+    check_spinlock(m, &state.lock, LOCK_SLAB_STATE)
     m.objects_fast = m if m.nr_nodes == 1 else <machine*>FAST_FOR_NOBODY
     m.shrink_objects = shrink_all_caches
     state.given_bytes = (m.max_pfn << 6) + 64
@@ -83,6 +85,8 @@ cdef kmem_cache* new_cache(machine* m) noexcept nogil:
     s.nodes = <kmem_cache_node*>(s + 1)
     for nid in range(m.nr_nodes):
         s.nodes[nid].nid = nid
+        check_spinlock(m, &s.nodes[nid].depot_lock, LOCK_DEPOT)
+        check_spinlock(m, &s.nodes[nid].list_lock, LOCK_SLABS)
         list_init(&s.nodes[nid].partial)
         list_init(&s.nodes[nid].full)
     return s

@@ -18,6 +18,7 @@ from realmem._kernel.host_calls cimport (
 from realmem._kernel.kernel_caches cimport (
     MM_STRUCT, TASK_STRUCT, kernel_alloc, kernel_free,
 )
+from realmem._kernel.lock_order cimport LOCK_MM, check_mutex
 from realmem._kernel.mm_types cimport (
     GIB_SHIFT, MM_DEAD, MM_FREE, MM_LIVE, NR_RLIMITS, NR_SCRATCH, RLIM_MEMLOCK, RLIM_STACK,
     mm_core, mm_struct, mmu, pin_range, task_struct, vma_chunk, vma_dir, window, window_of,
@@ -59,6 +60,7 @@ cdef mm_struct* mm_create(mmu* u, int pid, int nid, uint64_t* length_ref,
     if mm == NULL:
         error_ret[0] = EAGAIN
         return NULL
+    check_mutex(u.m, &mm.lock, LOCK_MM, mm.id)
     mutex_lock(&mm.lock)
     mm.mmu = u
     mm.pid = pid
@@ -89,6 +91,7 @@ cdef mm_struct* mm_create_kernel(mmu* u, uint64_t start, uint64_t* length_ref,
     if mm == NULL:
         error_ret[0] = EAGAIN
         return NULL
+    check_mutex(u.m, &mm.lock, LOCK_MM, mm.id)
     mutex_lock(&mm.lock)
     mm.pid = 0
     mm.mmu = u

@@ -1,0 +1,24 @@
+# The lock order of RULES.md, checked as locks are taken: those of machines with debug=1 or more.
+from libc.stdint cimport uint64_t
+
+from realmem._kernel.host_calls cimport mutex
+from realmem.compiler cimport spinlock
+from realmem.types cimport machine
+
+# From outside in: a lock may be taken while only such of lower ranks are held.
+cdef enum:
+    LOCK_MM = 1                 # several: by ascending id
+    LOCK_SHMEM = 2
+    LOCK_RMAP = 3
+    LOCK_AREAS = 4
+    LOCK_AREA = 5               # several: under areas_lock
+    LOCK_SLAB_STATE = 6
+    LOCK_DEPOT = 7              # several, and of the next: under slab_state.lock
+    LOCK_SLABS = 8
+    LOCK_ZONE = 9               # several: by index
+
+# Have m's lock checked from now on, if m checks any.  Nobody holds it; but one who comes late
+# may still look at what was somebody else's before.
+cdef void check_spinlock(const machine* m, spinlock* lock, int rank,
+                         uint64_t id=*) noexcept nogil
+cdef void check_mutex(const machine* m, mutex* lock, int rank, uint64_t id) noexcept nogil

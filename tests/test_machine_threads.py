@@ -267,3 +267,25 @@ def test_the_lists_of_very_many_threads_are_counted():
                 thread.join()
             threading.stack_size(before)
         machine.check()
+
+
+@pytest.mark.parametrize("debug", [1, 2])
+def test_what_is_checked_after_each_call_stands_other_threads(debug):
+    with rm.Machine(nodes=1, memory="16M", debug=debug) as machine:
+        wrong = []
+
+        def use(order):
+            try:
+                for _ in range(300):
+                    pages = [machine.alloc_pages(rm.GFP.KERNEL, order) for _ in range(4)]
+                    for page in pages:
+                        machine.free_pages(page, order)
+            except BaseException as why:
+                wrong.append(why)
+
+        threads = [threading.Thread(target=use, args=(order,)) for order in (0, 0, 3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not wrong

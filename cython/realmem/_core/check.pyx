@@ -3,7 +3,7 @@
 from libc.stdint cimport uint8_t
 
 from realmem._core.machine cimport MachineCore
-from realmem._kernel.validate cimport VALID, finding, validate_machine
+from realmem._kernel.validate cimport VALID, balance, balance_machine, finding, validate_machine
 
 from realmem.errors import InvariantError
 from realmem.layout import ZONE_NAMES
@@ -42,23 +42,18 @@ def check_counts(MachineCore core):
     """
     Balance the counters of a machine, without looking at frames: cheap enough for each call.
 
-    Holds only while no other thread allocates.
-
     :raises InvariantError: managed pages are not the sum of free, listed and allocated ones.
     """
+    cdef balance found
     core.alive()
-    managed = free = listed = taken = 0
-    for index in range(core.m.nr_zones):
-        stat = core.zone_stat(index)
-        managed += core.zone_info(index)["managed_pages"]
-        free += stat["free_pages"]
-        listed += sum(entry["count"] for entry in stat["pcp"])
-        taken += stat["pgalloc"]
-    freed = core.events()["pgfree"]
-    if managed != free + listed + taken - freed:
+    core.busy += 1
+    with nogil:
+        balance_machine(core.m, &found)
+    core.busy -= 1
+    if found.managed != found.free + found.listed + found.allocated:
         raise InvariantError(
-            f"managed {managed} pages, but {free} free + {listed} in per-CPU lists + "
-            f"{taken - freed} allocated")
+            f"managed {found.managed} pages, but {found.free} free + {found.listed} in per-CPU "
+            f"lists + {found.allocated} allocated")
 
 
 def check(MachineCore core):

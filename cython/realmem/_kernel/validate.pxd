@@ -42,3 +42,13 @@ cdef struct finding:
 # Recount m into ret.  `seen` has m.max_pfn bytes, all zero.
 # Context: not inside an area; stops every user of m while it runs.
 cdef void validate_machine(machine* m, uint8_t* seen, finding* ret) noexcept nogil
+
+# Where a machine's pages are, by its counters alone.
+cdef struct balance:
+    int64_t managed
+    int64_t free
+    int64_t listed              # in per-CPU lists
+    int64_t allocated           # pgalloc - pgfree
+
+# Context: as validate_machine(), for as long as summing takes.
+cdef void balance_machine(machine* m, balance* ret) noexcept nogil

@@ -22,10 +22,7 @@ cdef void validate_machine(machine* m, uint8_t* seen, finding* ret) noexcept nog
     cdef int i
     ret.what = VALID
     ret.quick = 0
-    freeze_cpu_areas(m)
-    for i in range(m.nr_zones):
-        spin_lock(&m.zones[i].lock)
-        settle_locked(m.zones + i)
+    stop(m)
     for i in range(m.nr_zones):
         if ret.what == VALID:
             validate_zone(m, m.zones + i, seen, &allocated, ret)
@@ -33,6 +30,38 @@ cdef void validate_machine(machine* m, uint8_t* seen, finding* ret) noexcept nog
         validate_quicklists(m, ret)
     if ret.what == VALID:
         validate_events(m, allocated, ret)
+    go_on(m)
+
+
+cdef void balance_machine(machine* m, balance* ret) noexcept nogil:
+    cdef uint64_t counts[7]
+    cdef cpu_area* area
+    cdef int i
+    ret.managed = ret.free = ret.listed = 0
+    stop(m)
+    for i in range(m.nr_zones):
+        ret.managed += m.zones[i].managed_pages
+        ret.free += m.zones[i].free_pages
+    area = m.areas
+    while area != NULL:
+        for i in range(m.nr_zones):
+            ret.listed += area.pcp[i].count
+        area = area.next
+    ret.allocated = sum_events(m, counts)
+    go_on(m)
+
+
+# Nobody allocates or frees any more, and nothing is on its way.
+cdef void stop(machine* m) noexcept nogil:
+    cdef int i
+    freeze_cpu_areas(m)
+    for i in range(m.nr_zones):
+        spin_lock(&m.zones[i].lock)
+        settle_locked(m.zones + i)
+
+
+cdef void go_on(machine* m) noexcept nogil:
+    cdef int i
     for i in range(m.nr_zones):
         spin_unlock(&m.zones[i].lock)
     thaw_cpu_areas(m)
@@ -287,33 +316,38 @@ cdef inline bint is_empty(const uint64_t* at) noexcept nogil:
 # Counters: what was allocated and not freed is what is allocated; every allocation was
 # local or other, hit or miss; every miss was foreign somewhere.
 cdef void validate_events(machine* m, int64_t allocated, finding* ret) noexcept nogil:
-    cdef int64_t taken
-    cdef int64_t freed = m.events[PGFREE]
     cdef uint64_t counts[7]
     cdef int64_t numa[6]
-    cdef int i
+    cdef int64_t counted = sum_events(m, counts)
     cdef int j
-    cdef cpu_area* area = m.areas
-    for j in range(7):
-        counts[j] = 0
-    for i in range(m.nr_zones):
-        for j in range(7):
-            counts[j] += m.zone_events[i * 7 + j]
-    while area != NULL:
-        freed += area.events[PGFREE]
-        for i in range(m.nr_zones):
-            add_pcp_events(&area.pcp[i], counts)
-        area = area.next
-    taken = counts[0]
     for j in range(6):
         numa[j] = counts[1 + j]
-    if taken - freed != allocated:
-        report(ret, BAD_EVENTS, m.zones, 0, allocated, taken - freed)
+    if counted != allocated:
+        report(ret, BAD_EVENTS, m.zones, 0, allocated, counted)
     elif numa[NUMA_HIT] + numa[NUMA_MISS] != numa[NUMA_LOCAL] + numa[NUMA_OTHER]:
         report(ret, BAD_NUMA, m.zones, 0, numa[NUMA_HIT] + numa[NUMA_MISS],
                numa[NUMA_LOCAL] + numa[NUMA_OTHER])
     elif numa[NUMA_MISS] != numa[NUMA_FOREIGN]:
         report(ret, BAD_NUMA, m.zones, 0, numa[NUMA_MISS], numa[NUMA_FOREIGN])
+
+
+# Sum what zones' events are, those of threads included: pgalloc, then the NUMA events.
+# Returns: pgalloc - pgfree.
+cdef int64_t sum_events(machine* m, uint64_t* counts_ret) noexcept nogil:
+    cdef int64_t freed = m.events[PGFREE]
+    cdef cpu_area* area = m.areas
+    cdef int i, j
+    for j in range(7):
+        counts_ret[j] = 0
+    for i in range(m.nr_zones):
+        for j in range(7):
+            counts_ret[j] += m.zone_events[i * 7 + j]
+    while area != NULL:
+        freed += area.events[PGFREE]
+        for i in range(m.nr_zones):
+            add_pcp_events(&area.pcp[i], counts_ret)
+        area = area.next
+    return <int64_t>counts_ret[0] - freed
 
 
 cdef inline bint in_zone(const zone* z, uint64_t pfn) noexcept nogil:

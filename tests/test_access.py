@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -126,3 +129,40 @@ def test_what_was_read_is_not_stored_to_where_it_was(machine):
     machine.check()
     for q in (child, p):
         q.exit()
+
+
+# With debug=1 a thread that would wait for itself dies instead.
+WINDOW_ARRAYS = """
+import sys
+import numpy as np
+import realmem as rm
+
+with rm.Machine(nodes=1, memory="16M", window="1G", debug=1) as machine:
+    p = machine.spawn()
+    at = p.mmap(None, 8192, rm.PROT_READ | rm.PROT_WRITE, rm.MAP_PRIVATE | rm.MAP_ANONYMOUS)
+    p.write(at, np.full(64, at, dtype=np.uint64).tobytes())
+    view = p.view(at, 8192)
+    if sys.argv[1] == "addresses":
+        p.access(np.frombuffer(view[:512], dtype=np.uint64))
+    else:
+        p.access(np.full(64, at, dtype=np.uint64), np.frombuffer(view[4096:4160], dtype=bool))
+    assert p.min_flt == (1 if sys.argv[1] == "addresses" else 2)
+print("done")
+"""
+
+
+@pytest.mark.parametrize("which", ["addresses", "writes"])
+def test_arrays_may_lie_in_a_window(which):
+    done = subprocess.run([sys.executable, "-c", WINDOW_ARRAYS, which], capture_output=True,
+                          text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+
+
+def test_arrays_are_taken_in_any_layout(machine):
+    p = machine.spawn()
+    at = p.mmap(None, 64 * P, RW, MAP_PRIVATE | MAP_ANONYMOUS)
+    every = at + P * np.arange(64, dtype=np.uint64)
+    writes = np.arange(64) % 3 == 0
+    p.access(every[::-2], writes[::-2])
+    assert p.rss == np.count_nonzero(writes[::-2]) and p.min_flt == 32
+    p.exit()

@@ -22,14 +22,19 @@ def kernel_orders(settings: Path = SETTINGS) -> set[int]:
 
     Of those below the PMD's, only such that nothing larger would be taken instead.
     """
-    top = _chosen(settings / "enabled")
     allowed = {
         order
         for order in range(2, PMD_ORDER + 1)
-        if (word := _chosen(settings / size_name(order) / "enabled"))
-        and (top if word == "inherit" else word) in ("always", "madvise")
+        if _of_order(settings, order) in ("always", "madvise")
     }
     return {0} | ({max(allowed)} if allowed else set())
+
+
+def _of_order(settings: Path, order: int) -> str:
+    # Before Linux 6.8 there was one switch, for the PMD's order.
+    folder = settings / size_name(order)
+    word = "inherit" if order == PMD_ORDER and not folder.exists() else _chosen(folder / "enabled")
+    return _chosen(settings / "enabled") if word == "inherit" else word
 
 
 def _chosen(path: Path) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from realmem.bench.fault_figures import Figure, Step
 from realmem.bench.fault_ours import ANON, BASE, RW
+from realmem.host import limits
 
 if TYPE_CHECKING:
     from realmem.machine import Machine
@@ -23,16 +24,20 @@ METRIC = "software access"
 
 def software_steps(machine: Machine, rng: Any, quick: bool) -> list[Step]:
     """Give steps for each pattern; 1 GiB, which takes a machine of its own, unless quick."""
-    import psutil
-
     steps: list[Step] = [
         partial(_step, machine, "sequential", 64 * MIB, None),
         partial(_step, machine, "random over 64 MiB", 64 * MIB, rng),
     ]
-    if not quick and psutil.virtual_memory().available > 3 * LARGE:
+    if not quick and _memory_left() > 3 * LARGE:
         left = iter(range(LARGE_ROUNDS))
         steps.append(partial(_large, rng, left))
     return steps
+
+
+def _memory_left(root: str = "/") -> int:
+    """Give what the host, and every memory cgroup that this process is in, has left."""
+    limit = limits.cgroup_memory_limits(root)[:1]
+    return min([limits.available_memory(root) or 0, *(each.available_bytes for each in limit)])
 
 
 def _large(rng: Any, left: Iterator[int]) -> Iterator[tuple[Figure, float]]:

@@ -166,3 +166,15 @@ def test_arrays_are_taken_in_any_layout(machine):
     p.access(every[::-2], writes[::-2])
     assert p.rss == np.count_nonzero(writes[::-2]) and p.min_flt == 32
     p.exit()
+
+
+@pytest.mark.parametrize("page", [1, 511, 512, (1 << 35) - 1, 1 << 35, 1 << 51, (1 << 52) - 1])
+def test_where_no_table_is_nothing_is_found(machine, page):
+    # The lowest 2 MiB, too, which an empty place of the soft TLB might be taken for.
+    p = machine.spawn()
+    at = p.mmap(None, 64 * P, RW, MAP_PRIVATE | MAP_ANONYMOUS)
+    for before in (0, 33, 70):
+        addresses = np.array([at + i % 64 * P for i in range(before)] + [page * P] * 64, np.uint64)
+        for write in (False, True):
+            assert outcome(p, addresses, write) == (before, page * P)
+    p.exit()

@@ -17,6 +17,7 @@ import realmem as rm
 SOURCE = '''# cython: language_level=3
 from realmem._core.machine cimport MachineCore
 from realmem._kernel.host_calls cimport mutex, mutex_lock, mutex_trylock, mutex_unlock
+from realmem._kernel.percpu cimport get_cpu_area
 from realmem.compiler cimport spin_lock, spin_trylock, spin_unlock
 from realmem.types cimport zone
 
@@ -40,6 +41,22 @@ def zone_in_areas(MachineCore core, int times):
         spin_lock(&core.m.zones[0].lock)
         spin_unlock(&core.m.areas_lock)
         spin_unlock(&core.m.zones[0].lock)
+
+
+def areas(MachineCore core, bint listed):
+    get_cpu_area(core.m)                # the first; the next is the shared one
+    if listed:
+        spin_lock(&core.m.areas_lock)
+    spin_lock(&core.m.areas.lock)
+    spin_lock(&core.m.areas.next.lock)
+    spin_unlock(&core.m.areas.next.lock)
+    spin_unlock(&core.m.areas.lock)
+    if listed:
+        spin_unlock(&core.m.areas_lock)
+
+
+def two_areas(MachineCore core):
+    areas(core, False)
 
 
 def tried(MachineCore core):
@@ -73,7 +90,8 @@ print("done")
 @pytest.mark.parametrize(
     ("what", "words"),
     [("areas_in_zone", "machine.areas_lock is wanted by one who holds zone.lock"),
-     ("twice", "machine.areas_lock is wanted by one who holds machine.areas_lock")],
+     ("twice", "machine.areas_lock is wanted by one who holds machine.areas_lock"),
+     ("two_areas", "cpu_area.lock is wanted by one who holds cpu_area.lock")],
 )
 def test_who_takes_locks_in_another_order_dies_by_name(locks, what, words):
     done = died(locks, 1, what)
@@ -90,6 +108,7 @@ def test_without_debug_nothing_is_checked(locks):
 def test_what_is_in_order_or_only_tried_passes(locks):
     with rm.Machine(nodes=1, memory="16M", debug=1) as machine:
         locks.zone_in_areas(machine.core, 100)      # given back in any order, nothing is left over
+        locks.areas(machine.core, True)
         assert locks.tried(machine.core)
         locks.zone_in_areas(machine.core, 100)
         machine.check()

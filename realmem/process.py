@@ -77,11 +77,12 @@ class WalkStep(NamedTuple):
 
 def _decode(level: str, raw: int) -> Mapping[str, object]:
     names = ENTRY_BITS
-    if raw and not raw & 0x101:
+    mapped = raw & ~(3 << HOST_SHIFT)       # an empty one may still say what the host has there
+    if mapped and not raw & 0x101:
         # Nothing is mapped: a type, and what that makes of the rest (include/linux/swapops.h).
         kind = raw >> TYPE_SHIFT
         return MappingProxyType({"type": TYPES.get(kind, str(kind)), "flags": frozenset()})
-    if not raw & 1 and raw:
+    if not raw & 1 and mapped:
         names = {**ENTRY_BITS, 0x100: "protnone"}       # the global bit of what may be touched
     flags = frozenset(name for bit, name in names.items() if raw & bit)
     decoded: dict[str, object] = {"pfn": (raw & PFN_MASK) >> 12, "flags": flags}

@@ -27,13 +27,14 @@ from pathlib import Path
 
 from mutants_mm import MM
 from mutants_pages import PAGES
+from mutants_runs import RUNS
 from mutants_slab import SLAB
 from mutants_thp import THP
 from mutation import Mutant, Suite
 
 ROOT = Path(__file__).resolve().parent.parent
 CYTHON = ROOT / "cython"
-SUITES = {"pages": PAGES, "slab": SLAB, "mm": MM, "thp": THP}
+SUITES = {"pages": PAGES, "slab": SLAB, "mm": MM, "thp": THP, "runs": RUNS}
 # A mutant that takes this many times as long as the unchanged allocator hangs.
 PATIENCE = 4
 # The editable install's finder would find the unchanged modules first.

@@ -120,12 +120,12 @@ _KERNEL = (
            "0, SEQ_CST)"),
     # ---- madvise.pyx
     Mutant("MADV_DONTNEED drops guard regions", _A,
-           "        zap_range_locked(mm, start, end, NULL, False)\n        free_pgtables",
-           "        zap_range_locked(mm, start, end, NULL, True)\n        free_pgtables"),
+           "        zap_range_locked(mm, start, end, NULL, False)\n        free_tables",
+           "        zap_range_locked(mm, start, end, NULL, True)\n        free_tables"),
     Mutant("MADV_DONTNEED spares a page", _A,
-           "        zap_range_locked(mm, start, end, NULL, False)\n        free_pgtables",
+           "        zap_range_locked(mm, start, end, NULL, False)\n        free_tables",
            "        zap_range_locked(mm, start + PAGE_SIZE, end, NULL, False)\n"
-           "        free_pgtables"),
+           "        free_tables"),
     Mutant("guard regions keep what was there", _A,
            "    zap_range_locked(mm, start, end, NULL, False)\n    while", "    while"),
     Mutant("a guard region is a page short", _A,

@@ -189,6 +189,20 @@ cdef struct free_area:
     list_head free_list[5]      # by migratetype, MIGRATE_TYPES of them
     int64_t nr_free[5]          # blocks, by migratetype
 
+# Frames in a row that are kept for the 2 MiB of one page table (_kernel/run.pyx).  Those that were
+# not given out count as free, and whoever finds no other free block has them.
+cdef struct page_run:
+    page_run* next              # of zone.runs, or of zone.spare_runs; zone.lock
+    page_run* prev
+    zone* z
+    uint64_t pfn                # the first
+    int64_t unused              # frames left; 0: given out, or taken back; zone.lock
+    uint64_t used[8]            # bit by frame: given out; zone.lock and the table's mm.lock
+    # Bit by page: where the entry does not say what the host has mapped, it is this run's frame,
+    # without access.  Guarded by mm.lock.
+    uint64_t mapped[8]
+    uint64_t pad[3]
+
 cdef struct zone:
     # Read-mostly: written by machine construction and sysctl publication only.
     machine* machine
@@ -210,7 +224,7 @@ cdef struct zone:
     # and area_mask are read without it (watermark tests are estimates, as in Linux).
     spinlock lock
     uint32_t flags              # ZONE_* bits below
-    int64_t free_pages          # == sum(nr_free[o][t] << o)
+    int64_t free_pages          # == sum(nr_free[o][t] << o) + run_pages
     int64_t nr_free_highatomic  # those of free_pages that stand in high-atomic lists
     int64_t nr_reserved_highatomic
     # Bit o of [t]: free_area[o].free_list[t] is not empty.  The first four are also read as
@@ -225,6 +239,14 @@ cdef struct zone:
     uint8_t split_free          # it was given back
     uint16_t split_mask         # area_mask[split_type] as the lists are
     free_area free_area[11]
+    # Runs that have frames left, the oldest first; which one a pageblock is of; records.
+    page_run* runs
+    page_run* last_run
+    page_run** run_at           # by pageblock, as `pageblock`
+    page_run* spare_runs
+    page_run* fresh_runs        # records that were never used, up to
+    page_run* end_of_runs
+    int64_t run_pages           # frames left in runs
     uint64_t pcp_overdrafts     # times a per-CPU list was drained for pressure
 
 cdef enum:

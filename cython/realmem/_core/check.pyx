@@ -35,6 +35,7 @@ MESSAGES = (
     "pfn {pfn}: on a quicklist, but not as such or on another node",
     "a quicklist's count says {found}, there are {expected}",
     "pfn {pfn}: a page table on a quicklist is not zero",
+    "pfn {pfn}: a run counts {found} frames left, it has {expected}",
 )
 
 

@@ -40,6 +40,7 @@ MESSAGES = (
     "address {where:#x}: huge entry {found:#x} and the table that it keeps differ",
     "frames count {found} huge entries, the walks find {expected}",
     "{found} mappings by locked VMAs (or frames of such) are counted, the walks find {expected}",
+    "{found} runs of frames counted, the page tables have {expected}",
 )
 
 

@@ -25,6 +25,7 @@ from realmem._kernel.mmap cimport mm_flush_scratch
 from realmem._kernel.sigsegv cimport (
     handler, handler_install, handler_owns, handler_retake, handler_save, handler_uninstall,
 )
+from realmem._kernel.run_host cimport run_host_fork_begins, run_host_fork_ends
 from realmem._kernel.spare cimport spare_after_fork
 from realmem._kernel.window cimport windows_after_fork
 from realmem.compiler cimport SEQ_CST, atomic_add_return, load_int, peek_int, store_int
@@ -60,7 +61,7 @@ def install():
     global at_fork_registered, installing
     if not at_fork_registered:
         # Everything the handler runs is imported; the hook's state is static.
-        if pthread_atfork(NULL, NULL, after_fork_child) != 0:
+        if pthread_atfork(run_host_fork_begins, run_host_fork_ends, after_fork_child) != 0:
             raise HostError(ENOMEM, "pthread_atfork refuses")
         at_fork_registered = True
     # Who saved the action after another thread's listen() would chain to Python for ever.
@@ -143,6 +144,7 @@ cdef void after_fork_child() noexcept nogil:
     global installing
     cdef int i
     installing = 0
+    run_host_fork_ends()
     windows_after_fork()
     spare_after_fork()
     for i in range(NR_FAULT_RECORDS):

@@ -2,15 +2,18 @@
 """A machine's structures: made, published to, counted, given back."""
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from libc.errno cimport errno
-from libc.stdint cimport int32_t, uint8_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 from libc.string cimport memset, strerror
 
 from realmem._core.faults cimport raise_pending
-from realmem._kernel.buddy cimport free_boot_range, init_zone, settle_locked, zone_watermark_ok
+from realmem._kernel.buddy cimport (
+    free_boot_range, init_zone, settle_locked, take_back_for, zone_watermark_ok,
+)
 from realmem._kernel.percpu cimport (
     drain_all_pages, fork_generation, freeze_cpu_areas, get_cpu_area, percpu_exit, percpu_init,
     thaw_cpu_areas,
 )
+from realmem._kernel.run cimport add_run_blocks
 from realmem._kernel.slab_cache cimport slab_exit, slab_init
 from realmem._kernel.stat cimport (
     count_frames, frame_stat, pcp_stat, sum_pcp_stats, sum_vm_events, sum_zone_events,
@@ -24,6 +27,7 @@ from realmem.types cimport (
     COUNTS_FREE, COUNTS_NEW, MAX_NR_ZONES, MAX_NUMNODES, MAX_PAGE_ORDER, MIGRATE_MOVABLE,
     MIGRATE_TYPES, NR_PAGE_ORDERS, NR_VM_NUMA_EVENT_ITEMS, NR_WMARK, PAGE_RESERVED,
     PAGE_TAIL, PAGE_ZONE_SHIFT, PAGEBLOCK_ORDER, PG_reserved, cpu_area, machine, node, page,
+    page_run,
     pfn_to_page, zone,
 )
 
@@ -195,12 +199,19 @@ cdef class MachineCore:
             here), nr_reserved_highatomic (pages).
         """
         cdef uint64_t counts[7]     # 1 + NR_VM_NUMA_EVENT_ITEMS
+        cdef int64_t nr_free[11][5]
         cdef zone* z = self.zone_at(index)
-        cdef uint64_t first
-        cdef uint64_t i
+        cdef uint64_t first, i
+        cdef int64_t free_pages
+        cdef int order, t
         sum_zone_events(self.m, index, counts)
         spin_lock(&z.lock)
         settle_locked(z)
+        for order in range(NR_PAGE_ORDERS):
+            for t in range(MIGRATE_TYPES):
+                nr_free[order][t] = z.free_area[order].nr_free[t]
+        add_run_blocks(z, nr_free)
+        free_pages = z.free_pages
         spin_unlock(&z.lock)
         pageblocks = [0] * MIGRATE_TYPES
         if z.spanned_pages:
@@ -209,8 +220,8 @@ cdef class MachineCore:
                            ((z.start_pfn + z.spanned_pages - 1) >> PAGEBLOCK_ORDER) + 1):
                 pageblocks[z.pageblock[i - first]] += 1
         return {
-            "free_pages": z.free_pages,
-            "nr_free": [[z.free_area[order].nr_free[t] for t in range(MIGRATE_TYPES)]
+            "free_pages": free_pages,
+            "nr_free": [[nr_free[order][t] for t in range(MIGRATE_TYPES)]
                         for order in range(NR_PAGE_ORDERS)],
             "pageblocks": pageblocks,
             "pgalloc": counts[0],
@@ -303,6 +314,7 @@ cdef class MachineCore:
         cdef zone* z = self.zone_at(index)
         if order > MAX_PAGE_ORDER or not 0 <= highest_zone < MAX_NR_ZONES:
             raise ValueError(f"order {order}, highest zone {highest_zone}")
+        take_back_for(z, order)
         return zone_watermark_ok(z, order, mark, highest_zone, alloc_flags, z.free_pages)
 
     cdef zone* zone_at(self, int index) except NULL:
@@ -382,6 +394,9 @@ cdef machine* build(MachineCore core, uint64_t direct_map, uint64_t vmemmap, nod
     cdef zone* z
     cdef zone** slot
     cdef uint8_t* pageblock
+    cdef page_run* runs
+    cdef page_run** run_at
+    cdef uint64_t of_zone
     cdef int i
     if not 0 < nr_nodes <= MAX_NUMNODES:
         raise ValueError(f"{nr_nodes} nodes: a machine has 1 to {MAX_NUMNODES}")
@@ -390,7 +405,8 @@ cdef machine* build(MachineCore core, uint64_t direct_map, uint64_t vmemmap, nod
     core.control_bytes = (
         sizeof(machine) + nr_nodes * sizeof(node) + nr_zones * sizeof(zone)
         + lists * sizeof(void*) + list_slots * sizeof(void*) + 8 * len(cpu_to_node)
-        + nr_zones * (1 + NR_VM_NUMA_EVENT_ITEMS) * sizeof(uint64_t) + blocks + 64)
+        + nr_zones * (1 + NR_VM_NUMA_EVENT_ITEMS) * sizeof(uint64_t) + blocks + 64
+        + blocks * (sizeof(void*) + 2 * sizeof(page_run)))
     at = <char*>mmap(NULL, core.control_bytes, PROT_READ | PROT_WRITE,
                      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
     if at == MAP_FAILED:
@@ -439,6 +455,11 @@ cdef machine* build(MachineCore core, uint64_t direct_map, uint64_t vmemmap, nod
     for i, nid in enumerate(cpu_to_node):
         m.cpu_to_node[i] = nid
 
+    # Twice as many runs as pageblocks: one that was taken back is still in the host's tables.
+    runs = <page_run*>at
+    at += blocks * 2 * sizeof(page_run)
+    run_at = <page_run**>at
+    at += blocks * sizeof(void*)
     pageblock = <uint8_t*>at
     for i, (start, spanned) in enumerate(zones):
         z = &m.zones[i]
@@ -451,8 +472,14 @@ cdef machine* build(MachineCore core, uint64_t direct_map, uint64_t vmemmap, nod
         z.managed_pages = spanned - overlap(&m.nodes[z.nid], start, spanned)
         z.pageblock = pageblock
         z.pageblock_start = z.start_pfn >> PAGEBLOCK_ORDER
-        memset(pageblock, MIGRATE_MOVABLE, (spanned >> PAGEBLOCK_ORDER) + 2)
-        pageblock += (spanned >> PAGEBLOCK_ORDER) + 2
+        of_zone = (spanned >> PAGEBLOCK_ORDER) + 2
+        memset(pageblock, MIGRATE_MOVABLE, of_zone)
+        pageblock += of_zone
+        z.run_at = run_at
+        run_at += of_zone
+        z.fresh_runs = runs
+        runs += 2 * of_zone
+        z.end_of_runs = runs
         init_zone(z)
     return m
 

@@ -50,6 +50,7 @@ cdef class Mmu:
         self.u.stack_guard_gap = 256 << PAGE_SHIFT
         self.u.mmap_min_addr = 65536
         self.u.fault_around = 65536
+        self.u.runs = 1
         self.clock_s = time.monotonic()
         self.clock_cycles = cycles()
         if mmu_init(&self.u) != 0:
@@ -118,6 +119,10 @@ cdef class Mmu:
     def set_cow_node(self, int where):
         """Publish where copies go, COW_*."""
         self.u.cow_node = where
+
+    def set_runs(self, bint wanted):
+        """Publish whether raw faults reserve runs of frames."""
+        self.u.runs = wanted
 
     def set_zero_page(self, bint huge):
         """Publish whether reads of empty memory may bring the huge zero page."""

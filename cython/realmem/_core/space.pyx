@@ -160,6 +160,12 @@ cdef class Space:
         self.alive()
         return self.mm.host_edges + self.mm.nr_windows
 
+    @property
+    def nr_runs(self):
+        """Page tables that have a run of frames."""
+        self.alive()
+        return self.mm.nr_runs
+
     # ---- answers of the kernel side ----
 
     cdef int check_rc(self, int rc) except -1:

@@ -2,7 +2,7 @@
 # Mirrors mm/page_alloc.c (Linux 6.18).  Everything here is signal-safe.
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
-from realmem.types cimport machine, page, zone
+from realmem.types cimport machine, page, page_run, zone
 
 cdef enum:
     # How an allocation may use a zone; Linux's ALLOC_* (mm/internal.h).
@@ -33,6 +33,14 @@ cdef page* rmqueue_locked(zone* z, unsigned int order, int migratetype,
 # Returns: the first page, the run's order in order_ret; or NULL.
 cdef page* rmqueue_run_locked(zone* z, unsigned int order, unsigned int most, int migratetype,
                               unsigned int alloc_flags, unsigned int* order_ret) noexcept nogil
+
+# One block of this type's own, or NULL: no other type's pageblock is touched, no run.
+cdef page* rmqueue_own_locked(zone* z, unsigned int order, int migratetype) noexcept nogil
+
+# Frames that runs have left are free blocks like others, but looked for last.  Set by run.pyx.
+cdef void (*take_back_run)(zone* z, page_run* run) noexcept nogil
+# Before a test for blocks of an order: take runs back until a free list has one.
+cdef void take_back_for(zone* z, unsigned int order) noexcept nogil
 
 # Put a block back and merge it with its free buddies.
 # Mirrors: __free_one_page().

@@ -11,16 +11,31 @@ from realmem.types cimport (
     MAX_PAGE_ORDER, MIGRATE_HIGHATOMIC, MIGRATE_MOVABLE, MIGRATE_PCPTYPES, MIGRATE_RECLAIMABLE,
     MIGRATE_TYPES, MIGRATE_UNMOVABLE, NR_PAGE_ORDERS, PAGE_ALLOCATED, PAGE_BUDDY, PAGE_TAIL,
     PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER, free_area, list_add, list_add_tail, list_del,
-    list_empty, list_init, lru_to_page, page, page_to_pfn, pfn_to_page, zone,
+    list_empty, list_init, lru_to_page, page, page_run, page_to_pfn, pfn_to_page, zone,
 )
 
 
 cdef page* rmqueue_locked(zone* z, unsigned int order, int migratetype,
                           unsigned int alloc_flags) noexcept nogil:
-    cdef page* p = NULL
+    cdef page* p
     if z.split_free and z.split_order == order and z.split_type == migratetype and (
             not alloc_flags & ALLOC_HIGHATOMIC):
         return take_split(z)
+    p = rmqueue_lists(z, order, migratetype, alloc_flags)
+    while unlikely(p == NULL and z.runs != NULL):
+        take_back_run(z, z.runs)
+        p = rmqueue_lists(z, order, migratetype, alloc_flags)
+    return p
+
+
+cdef page* rmqueue_own_locked(zone* z, unsigned int order, int migratetype) noexcept nogil:
+    settle_locked(z)
+    return rmqueue_smallest(z, order, migratetype)
+
+
+cdef inline page* rmqueue_lists(zone* z, unsigned int order, int migratetype,
+                                unsigned int alloc_flags) noexcept nogil:
+    cdef page* p = NULL
     settle_locked(z)
     if unlikely(alloc_flags & ALLOC_HIGHATOMIC):
         p = rmqueue_smallest(z, order, MIGRATE_HIGHATOMIC)
@@ -29,6 +44,8 @@ cdef page* rmqueue_locked(zone* z, unsigned int order, int migratetype,
     p = rmqueue_smallest(z, order, migratetype)
     if likely(p != NULL):
         return p
+    if unlikely(z.runs != NULL and migratetype == MIGRATE_MOVABLE):
+        return NULL             # runs have such, and no pageblock needs to change its type
     p = rmqueue_claim(z, order, migratetype, alloc_flags)
     if p == NULL and not alloc_flags & ALLOC_NOFRAGMENT:
         p = rmqueue_steal(z, order, migratetype)
@@ -94,6 +111,9 @@ cdef page* rmqueue_claim(zone* z, unsigned int order, int start_type,
         block_type = find_fallback(z, current, start_type)
         if block_type >= 0:
             p = lru_to_page(z.free_area[current].free_list[block_type].next)
+            if unlikely(z.runs != NULL) and take_back_at(z, page_to_pfn(z.machine, p)):
+                current = MAX_PAGE_ORDER        # p has merged with what was taken back
+                continue
             p = try_to_claim_block(z, p, current, order, start_type, block_type)
             if p != NULL:
                 return p
@@ -173,6 +193,23 @@ cdef page* try_to_claim_block(zone* z, page* p, unsigned int current, unsigned i
         return NULL
     move_freepages_block(z, start, start_type)
     return rmqueue_smallest(z, order, start_type)
+
+
+# A pageblock that is to change its type takes what a run has left of it along.
+# Returns: whether there was such a run.
+cdef bint take_back_at(zone* z, uint64_t pfn) noexcept nogil:
+    cdef page_run* run = z.run_at[(pfn >> PAGEBLOCK_ORDER) - z.pageblock_start]
+    if run != NULL:
+        take_back_run(z, run)
+    return run != NULL
+
+
+cdef void take_back_for(zone* z, unsigned int order) noexcept nogil:
+    while z.runs != NULL and (z.area_mask[0] | z.area_mask[1] | z.area_mask[2]) >> order == 0:
+        spin_lock(&z.lock)
+        if z.runs != NULL:
+            take_back_run(z, z.runs)
+        spin_unlock(&z.lock)
 
 
 cdef inline bint block_in_zone(const zone* z, uint64_t start) noexcept nogil:
@@ -395,6 +432,7 @@ cdef void reserve_highatomic_pageblock(zone* z, page* p, unsigned int order) noe
             change_pageblock_range(z, pfn, order, MIGRATE_HIGHATOMIC)
             z.nr_reserved_highatomic += <int64_t>1 << order
         elif block_in_zone(z, start):
+            take_back_at(z, start)
             move_freepages_block(z, start, MIGRATE_HIGHATOMIC)
             z.nr_reserved_highatomic += PAGEBLOCK_NR_PAGES
     spin_unlock(&z.lock)
@@ -466,6 +504,10 @@ cdef void init_zone(zone* z) noexcept nogil:
     z.nr_free_highatomic = 0
     z.split = NULL
     z.split_free = 0
+    z.runs = NULL
+    z.last_run = NULL
+    z.spare_runs = NULL
+    z.run_pages = 0
     z.lock.locked = 0
     check_spinlock(z.machine, &z.lock, LOCK_ZONE, z.index)
 

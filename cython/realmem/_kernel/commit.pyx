@@ -8,6 +8,7 @@ from libc.stdint cimport int64_t, uint64_t
 from realmem._kernel.account cimport vm_stat_account
 from realmem._kernel.huge cimport move_huge_locked
 from realmem._kernel.mm_lock cimport lock_task, unlock_task
+from realmem._kernel.mm_run cimport free_tables_locked
 from realmem._kernel.mm_types cimport (
     HOST_NOACC, HOST_NONE, HOST_READ, PGDIR_SHIFT, PMD_SHIFT, PTE_DIRTY, PTE_NX,
     PTE_PRESENT, PTE_PROTNONE, PTE_RW, PTE_SOFT_DIRTY, PTE_SPECIAL, PUD_SHIFT, VM_ACCESS,
@@ -15,7 +16,7 @@ from realmem._kernel.mm_types cimport (
     vm_area_struct, vma_cursor, vma_slot,
 )
 from realmem._kernel.pgtable cimport (
-    NO_HUGE, PTES_ALIKE, PTES_SPLIT, clear_pte_locked, free_pgtables_locked,
+    NO_HUGE, PTES_ALIKE, PTES_SPLIT, clear_pte_locked,
     next_table_locked, pte_alloc_locked, pte_cursor, pte_first, pte_next, pte_skip_table,
     set_pte_locked, split_huge_locked, tables_reserve_locked, tables_unreserve_locked,
 )
@@ -135,7 +136,7 @@ cdef void run_step(transaction* t, const mm_step* step, const new_vma* vmas) noe
         replace_vmas(t, step, vmas)
     elif step.what == STEP_ZAP:
         zap_range_locked(mm, step.start, step.end, NULL, True)
-        free_pgtables_locked(mm, step.start, step.end)
+        free_tables_locked(mm, step.start, step.end)
     elif step.what == STEP_PROTECT:
         change_protection(mm, step.start, step.end)
     elif step.what == STEP_MOVE:
@@ -330,4 +331,4 @@ cdef void move_page_tables(mm_struct* mm, uint64_t old, uint64_t new,
             entry = pte_with_host(entry, HOST_NONE) | PTE_SOFT_DIRTY
         set_pte_locked(mm, to, entry)
         pte = pte_next(&c)
-    free_pgtables_locked(mm, old, old + length)
+    free_tables_locked(mm, old, old + length)

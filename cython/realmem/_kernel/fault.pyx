@@ -19,6 +19,7 @@ from libc.string cimport memcpy, memset
 from realmem._kernel.expand cimport expand_stack_locked
 from realmem._kernel.fault_cost cimport fault_account
 from realmem._kernel.mempolicy cimport policy_node, vma_alloc_pages
+from realmem._kernel.mm_run cimport mm_run_locked
 from realmem._kernel.mm_types cimport (
     FAULT_ACCERR, FAULT_HOST, FAULT_MAPERR, FAULT_OK, FAULT_OOM, FAULT_WRITE, HOST_NONE,
     HOST_READ, HOST_WRITE, PTE_ACCESSED, PTE_DIRTY, PTE_PFN_MASK, PTE_PRESENT, PTE_PROTNONE,
@@ -26,6 +27,7 @@ from realmem._kernel.mm_types cimport (
     is_kernel_mm, linear_page_index, mm_struct, mmu, pte_host, pte_pfn, pte_present,
     vm_area_struct, vma_slot,
 )
+from realmem._kernel.page_alloc cimport alloc_run_page
 from realmem._kernel.percpu cimport count_vm_event, this_node
 from realmem._kernel.folio cimport (
     anon_folio_fault, folios_wanted, huge_zero_fault, huge_zero_wp, make_entry,
@@ -35,6 +37,7 @@ from realmem._kernel.pgtable cimport (
     is_huge_locked, pte_alloc_locked, pte_offset_locked, split_huge_locked,
 )
 from realmem._kernel.rmap cimport anon_vma_prepare
+from realmem._kernel.run cimport run_of
 from realmem._kernel.shmem cimport shmem_get_page
 from realmem._kernel.tlb cimport tlb_fill_locked, tlb_install_locked
 from realmem._kernel.vm_fault cimport (
@@ -50,7 +53,7 @@ from realmem.compiler cimport SEQ_CST, atomic64_add_return, likely, load64, unli
 from realmem.types cimport (
     GFP_HIGHUSER_MOVABLE, HOST_SPURIOUS, PAGE_SHIFT, PAGE_SIZE, PGFAULT, PGREUSE,
     PG_anon, PG_anon_exclusive, machine, page, page_address,
-    page_counts, page_to_pfn, page_zone, pfn_to_page,
+    page_counts, page_run, page_to_pfn, page_zone, pfn_to_page,
 )
 
 cdef extern from *:
@@ -223,7 +226,11 @@ cdef inline page* new_anon_page(vm_fault* f, const page* source) noexcept nogil:
     cdef machine* m = f.mm.mmu.m
     # No constant to gcc: what it puts in the place of libc's memset is slower by a third.
     cdef uint64_t length = <uint64_t>PAGE_SIZE << f.order
-    cdef page* p = anon_page(f.mm, f.vma, f.address, source)
+    cdef page* p = NULL
+    if source == NULL and (f.hardware or run_of(m, f.pte) != NULL):
+        p = anon_run_page(f)
+    if p == NULL:
+        p = anon_page(f.mm, f.vma, f.address, source)
     if unlikely(p == NULL):
         return NULL
     part_done(f, PART_ALLOC)
@@ -232,6 +239,24 @@ cdef inline page* new_anon_page(vm_fault* f, const page* source) noexcept nogil:
     else:
         memset(<void*>page_address(m, p), 0, length)
     part_done(f, PART_ZERO_OR_COPY)
+    return p
+
+
+# The frame that a run keeps for the page, or NULL.
+cdef inline page* anon_run_page(vm_fault* f) noexcept nogil:
+    cdef mm_struct* mm = f.mm
+    cdef page_run* run
+    cdef page* p
+    if folios_wanted(mm, f.vma) != 0 or (
+            unlikely(f.vma.anon_vma == NULL) and anon_vma_prepare(mm, f.vma) != 0):
+        return NULL
+    run = mm_run_locked(mm, f.vma, f.address, f.pte)
+    if run == NULL:
+        return NULL
+    p = alloc_run_page(mm.mmu.m, run, <unsigned int>(f.address >> PAGE_SHIFT) & 511,
+                       policy_node(mm, f.vma, f.address, NULL), GFP_HIGHUSER_MOVABLE)
+    if p != NULL:
+        page_add_new_anon_rmap(mm, f.vma, f.address, p)
     return p
 
 

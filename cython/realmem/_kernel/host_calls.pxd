@@ -42,6 +42,32 @@ cdef extern from *:
                               MAP_SHARED | MAP_FIXED | MAP_POPULATE, fd, (long)off);
         return rc < 0 && rc > -4096 ? (int)rc : 0;
     }
+    /* The same, filled but without access: made elsewhere and moved, since to fill it takes
+       access.
+       Returns 0; -errno with nothing changed; 1 if what was there is gone. */
+    static inline int rm_host_map_closed(uint64_t at, uint64_t len, int fd, uint64_t off)
+    {
+        long from = rm_hostcall(SYS_mmap, 0, (long)len, PROT_READ, MAP_SHARED | MAP_POPULATE,
+                                fd, (long)off);
+        long rc, back;
+        if (from < 0 && from > -4096)
+            return (int)from;
+        rc = rm_hostcall(SYS_mprotect, from, (long)len, PROT_NONE, 0, 0, 0);
+        if (rc == 0) {
+            rc = rm_hostcall(SYS_mremap, from, (long)len, (long)len,
+                             MREMAP_MAYMOVE | MREMAP_FIXED, (long)at, 0);
+            if (!(rc < 0 && rc > -4096))
+                return 0;
+            /* The target goes first: where it did, nobody else's mapping may come to lie. */
+            back = rm_hostcall(SYS_mmap, (long)at, (long)len, PROT_NONE,
+                               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
+                               | MAP_FIXED_NOREPLACE, -1, 0);
+            if (!(back < 0 && back > -4096))
+                rc = 1;
+        }
+        rm_hostcall(SYS_munmap, from, (long)len, 0, 0, 0, 0);
+        return (int)rc;
+    }
     /* A private copy of frames of fd: stores do not reach them. */
     static inline int rm_host_map_private(uint64_t at, uint64_t len, int fd, uint64_t off)
     {
@@ -135,6 +161,8 @@ cdef extern from *:
 
     int host_map "rm_host_map"(uint64_t at, uint64_t length, int prot, int fd,
                                uint64_t offset) noexcept nogil
+    int host_map_closed "rm_host_map_closed"(uint64_t at, uint64_t length, int fd,
+                                             uint64_t offset) noexcept nogil
     int host_map_private "rm_host_map_private"(uint64_t at, uint64_t length, int fd,
                                                uint64_t offset) noexcept nogil
     int host_map_zero "rm_host_map_zero"(uint64_t at, uint64_t length) noexcept nogil

@@ -4,12 +4,13 @@ from libc.errno cimport ENOMEM, ESRCH
 from libc.stdint cimport uint64_t
 
 from realmem._kernel.mm_lock cimport lock_task, unlock_task
+from realmem._kernel.mm_run cimport free_tables_locked
 from realmem._kernel.mm_types cimport (
     HOST_NOACC, HOST_READ, PTE_ACCESSED, PTE_DIRTY, PTE_GUARD, PTE_PRESENT, PTE_PROTNONE, PTE_RW,
     PTE_SOFT_DIRTY, PTE_SPECIAL, mm_struct, pte_pfn, pte_present, vma_slot,
 )
 from realmem._kernel.pgtable cimport (
-    PTES_ALIKE, PTES_READ, clear_pte_locked, free_pgtables_locked, pte_alloc_locked,
+    PTES_ALIKE, PTES_READ, clear_pte_locked, pte_alloc_locked,
     pte_cursor, pte_first, pte_next, set_pte_locked,
 )
 from realmem._kernel.rmap cimport anon_vma_prepare
@@ -27,7 +28,7 @@ cdef int mm_advise(mm_struct* mm, uint64_t id, uint64_t start, uint64_t end,
         return -ESRCH
     if what == ADVISE_DONTNEED:
         zap_range_locked(mm, start, end, NULL, False)
-        free_pgtables_locked(mm, start, end)
+        free_tables_locked(mm, start, end)
     elif what == ADVISE_GUARD_INSTALL:
         rc = install_guards(mm, start, end)
     else:
@@ -38,7 +39,7 @@ cdef int mm_advise(mm_struct* mm, uint64_t id, uint64_t start, uint64_t end,
             tlb_protect_locked(mm, start, end, HOST_NOACC, False)
         change_range(mm, start, end, what)
         if what == ADVISE_GUARD_REMOVE:
-            free_pgtables_locked(mm, start, end)
+            free_tables_locked(mm, start, end)
     unlock_task(mm)
     return rc
 

@@ -29,6 +29,7 @@ cdef enum:
     MM_HUGE = 23                # a huge entry and the table that it keeps differ
     MM_HUGE_COUNT = 24          # frames that say how many huge entries map them
     MM_MLOCK = 25               # frames that count the locked VMAs that map them; nr_mlock
+    MM_RUNS = 26                # tables that have a run, or runs without a table
 
 cdef struct mm_finding:
     int what

@@ -256,6 +256,7 @@ cdef struct mmu:
     int64_t thp_zero_page_alloc_failed
     int64_t mthp_alloc[16]      # by order, sysfs's anon_fault_alloc and anon_fault_fallback
     int64_t mthp_fallback[16]
+    int32_t runs                # whether faults reserve runs of frames
     # Fault-around, bytes: a power of two of pages (debugfs fault_around_bytes).
     uint64_t fault_around
     int32_t cow_node            # where copies go, COW_* of mempolicy.pxd
@@ -348,6 +349,7 @@ cdef struct mm_struct:
     uint64_t generation         # raised by what a fault changes about VMAs
     int32_t grown               # a stack grew since Python looked
     int64_t host_edges          # host VMAs of the windows - nr_windows, by the PTEs' host bits
+    int64_t nr_runs             # tables that have one
     uint64_t flush_hand         # where the budget's next flush starts
     int64_t nr_scratch
     int64_t scratch_hand

@@ -6,24 +6,27 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy
 
 from realmem._kernel.account cimport vm_stat_account
+from realmem._kernel.edges cimport host_view
 from realmem._kernel.fault cimport anon_page
 from realmem._kernel.host_calls cimport mutex_lock, mutex_unlock
 from realmem._kernel.huge cimport copy_huge_locked, huge_bits_locked
 from realmem._kernel.huge_zero cimport huge_zero_dup_locked, huge_zero_put_locked
 from realmem._kernel.mm_lock cimport lock_live, lock_task, unlock_task
+from realmem._kernel.mm_run cimport free_tables_locked
 from realmem._kernel.mm_types cimport (
     GUP_PIN_COUNTING_BIAS, HOST_NONE, HOST_READ, MM_DEAD, NR_RLIMITS, PMD_SHIFT, PTE_ACCESSED,
-    PTE_DIRTY, PTE_PFN_MASK, PTE_PSE, PTE_RW, PTE_SPECIAL, TASK_SIZE, VM_ACCOUNT, VM_DONTCOPY,
-    VM_GROWSDOWN, VM_LOCKED_MASK, VM_MAYBE_GUARD, VM_SOFTDIRTY, VM_WIPEONFORK, anon_vma,
-    linear_page_index, mm_struct, mmu, pte_pfn, pte_present, pte_with_host, shmem, vm_area_struct,
-    vma_cursor, vma_slot,
+    PTE_DIRTY, PTE_HOST_MASK, PTE_PFN_MASK, PTE_PSE, PTE_RW, PTE_SPECIAL, TASK_SIZE, VM_ACCOUNT,
+    VM_DONTCOPY, VM_GROWSDOWN, VM_LOCKED_MASK, VM_MAYBE_GUARD, VM_SOFTDIRTY,
+    VM_WIPEONFORK, anon_vma, linear_page_index, mm_struct, mmu, pte_pfn, pte_present,
+    pte_with_host, shmem, vm_area_struct, vma_cursor, vma_slot,
 )
 from realmem._kernel.pgtable cimport (
-    PTES_READ, free_pgtables_locked, is_huge_locked, pgd_free, pte_alloc_locked, pte_cursor,
-    pte_first, pte_next, pte_offset_locked, pte_skip_table, set_pte_locked, walk_step,
+    PTES_READ, is_huge_locked, pgd_free, pte_alloc_locked, pte_cursor, pte_first, pte_next,
+    pte_offset_locked, pte_skip_table, set_pte_locked, walk_step,
 )
 from realmem._kernel.quicklist cimport quicklist_trim
 from realmem._kernel.rmap cimport anon_vma_fork, anon_vma_free, rmap_link, rmap_unlink
+from realmem._kernel.run cimport run_of
 from realmem._kernel.shmem cimport shmem_get, shmem_put, vm_enough_memory
 from realmem._kernel.tlb cimport (
     scratch_flush_locked, tlb_flush_locked, tlb_flush_window_locked, tlb_protect_locked,
@@ -207,7 +210,7 @@ cdef int mm_exit(mm_struct* mm, uint64_t id) noexcept nogil:
         return -ESRCH
     tlb_flush_window_locked(mm)
     zap_range_locked(mm, 0, <uint64_t>TASK_SIZE, NULL, True)
-    free_pgtables_locked(mm, 0, <uint64_t>TASK_SIZE)
+    free_tables_locked(mm, 0, <uint64_t>TASK_SIZE)
     huge_zero_put_locked(mm)
     remove_vmas(mm)
     atomic64_add_return(&mm.mmu.committed, -mm.core.accounted, SEQ_CST)
@@ -279,6 +282,7 @@ cdef bint mm_maps(mm_struct* mm, uint64_t id, uint64_t addr, uint64_t pfn) noexc
 cdef int mm_walk(mm_struct* mm, uint64_t id, uint64_t addr, uint64_t* address_ret,
                  uint64_t* entry_ret) noexcept nogil:
     cdef uint64_t pfn
+    cdef uint64_t* pte
     cdef int level = 3
     cdef int steps = 0
     if not lock_live(mm, id):
@@ -287,6 +291,10 @@ cdef int mm_walk(mm_struct* mm, uint64_t id, uint64_t addr, uint64_t* address_re
     while level >= 0:
         level = walk_step(mm.mmu, addr, level, &pfn, address_ret + steps, entry_ret + steps)
         steps += 1
+    # What the host has of a run is shown where the entry says nothing of it.
+    if level < 0 and steps == 4 and addr < <uint64_t>TASK_SIZE:
+        pte = pte_offset_locked(mm, addr)
+        entry_ret[3] |= host_view(run_of(mm.mmu.m, pte), pte) & <uint64_t>PTE_HOST_MASK
     # A store or a load through a huge entry shows in one of the 512 behind it.
     if addr < <uint64_t>TASK_SIZE and entry_ret[steps - 1] & PTE_PSE:
         entry_ret[steps - 1] |= huge_bits_locked(mm, addr)

@@ -2,7 +2,7 @@
 # Mirrors mm/page_alloc.c (Linux 6.18).
 from libc.stdint cimport uint32_t, uint64_t
 
-from realmem.types cimport machine, page
+from realmem.types cimport machine, page, page_run
 
 # Allocate 2**order contiguous pages, starting from the zonelist of node nid
 # (-1: the calling CPU's node).
@@ -21,6 +21,12 @@ cdef page* alloc_page_interleave(machine* m, int nid, uint32_t gfp,
 # Mirrors: alloc_pages_bulk_noprof().
 cdef uint64_t alloc_pages_bulk(machine* m, int nid, uint32_t gfp, uint64_t n,
                                uint64_t* pfns_ret) noexcept nogil
+
+# Allocate frame i of a run, as the request for one page would be served: counted as it, and only
+# where it would be served by the run's zone at once.  NULL: make the request.
+# Preconditions: the lock of the address space whose run it is.
+cdef page* alloc_run_page(machine* m, page_run* run, unsigned int i, int nid,
+                          uint32_t gfp) noexcept nogil
 
 # Split an allocated block into order-0 pages that are freed one by one.
 # Mirrors: split_page().

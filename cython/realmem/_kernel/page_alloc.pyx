@@ -11,7 +11,7 @@ from libc.string cimport memset
 from realmem._kernel.buddy cimport (
     ALLOC_HIGHATOMIC, ALLOC_KSWAPD, ALLOC_MIN_RESERVE, ALLOC_NO_WATERMARKS, ALLOC_NOFRAGMENT,
     ALLOC_NON_BLOCK, ALLOC_WMARK_LOW, ALLOC_WMARK_MASK, ALLOC_WMARK_MIN,
-    reserve_highatomic_pageblock, rmqueue_locked, unreserve_highatomic_pageblock,
+    reserve_highatomic_pageblock, rmqueue_locked, take_back_for, unreserve_highatomic_pageblock,
     zone_watermark_ok,
 )
 from realmem._kernel.fault_inject cimport should_fail
@@ -20,6 +20,7 @@ from realmem._kernel.percpu cimport (
     area_enter, area_exit, area_set_cpu, attach_areas, count_vm_event, current_area,
     drain_all_pages,
 )
+from realmem._kernel.run cimport run_take
 from realmem.compiler cimport (
     SEQ_CST, atomic64_add_return, barrier, cpu_hint, likely, peek64, poke_int, spin_lock,
     spin_unlock, this_cpu_id, unlikely,
@@ -32,7 +33,7 @@ from realmem.types cimport (
     NUMA_FOREIGN, NUMA_HIT, NUMA_INTERLEAVE_HIT, NUMA_LOCAL, NUMA_MISS, NUMA_OTHER,
     PAGE_ALLOCATED, PAGE_ALLOC_COSTLY_ORDER, PAGE_BAD, PAGE_FLAGS_CHECK_AT_FREE, PAGE_SIZE,
     PG_head, PG_poisoned, PG_tail, WMARK_HIGH, ZONE_BELOW_HIGH, ZONE_NORMAL, alloc_memo,
-    cpu_area, list_del, list_empty, list_head, lru_to_page, machine, page, page_address,
+    cpu_area, list_del, list_empty, list_head, lru_to_page, machine, page, page_address, page_run,
     page_to_pfn, page_zone, per_cpu_pages, zone,
 )
 
@@ -250,6 +251,8 @@ cdef page* walk_zonelist(machine* m, cpu_area* area, zone** zonelist, int highes
 # zone went under its high mark, which makes its per-CPU lists shrink.
 cdef inline bint zone_allows(zone* z, unsigned int order, int highest,
                              unsigned int alloc_flags) noexcept nogil:
+    if unlikely(z.runs != NULL) and order > 0:
+        take_back_for(z, order)
     if not z.flags & ZONE_BELOW_HIGH:
         if zone_watermark_ok(z, order, z.watermark[WMARK_HIGH], highest, alloc_flags,
                              peek64(&z.free_pages)):
@@ -466,6 +469,27 @@ cdef uint64_t alloc_pages_bulk(machine* m, int nid, uint32_t gfp, uint64_t n,
         i += 1
     area_exit(area)
     return i
+
+
+cdef page* alloc_run_page(machine* m, page_run* run, unsigned int i, int nid,
+                          uint32_t gfp) noexcept nogil:
+    cdef int highest = gfp_zone(gfp)
+    cdef cpu_area* area
+    cdef zone* z
+    cdef page* p = NULL
+    if unlikely(m.options & MACHINE_INJECT):
+        return NULL                     # the request is the one that may fail
+    area = area_enter_here(m)
+    z = m.zonelists[(area.nid if nid < 0 else nid) * 2 * MAX_NR_ZONES + highest][0]
+    if z == run.z and above_high_mark(z, highest, 0):
+        p = run_take(run, i)
+    if p != NULL:
+        zone_statistics(area, z, z, 1)
+        area.pcp[z.index].pgalloc += 1
+        if unlikely(not prep_new_page(m, p, 0, gfp, gfp_migratetype(gfp))):
+            p = NULL
+    area_exit(area)
+    return p
 
 
 cdef void split_page(machine* m, page* p, unsigned int order) noexcept nogil:

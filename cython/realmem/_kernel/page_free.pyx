@@ -10,6 +10,7 @@ from realmem._kernel.pcp cimport (
     PCP_BATCH_SCALE_MAX, order_to_pindex, pcp_allowed_order, shrink_pcp,
 )
 from realmem._kernel.percpu cimport area_enter, area_exit, attach_areas, current_area
+from realmem._kernel.run cimport is_in_run
 from realmem.compiler cimport (
     SEQ_CST, atomic_add_return, barrier, likely, poke_int, spin_lock, spin_unlock, unlikely,
 )
@@ -42,7 +43,7 @@ cdef int free_check(const machine* m, uint64_t pfn, unsigned int order) noexcept
         return FREE_RESERVED
     if state == PAGE_BUDDY or state == PAGE_PCP:
         return FREE_ALREADY
-    return FREE_ALREADY if in_free_block(m, pfn) else FREE_TAIL
+    return FREE_ALREADY if is_in_run(m, pfn) or in_free_block(m, pfn) else FREE_TAIL
 
 
 cdef inline bint pfn_valid(const machine* m, uint64_t pfn) noexcept nogil:

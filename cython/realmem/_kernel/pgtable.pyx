@@ -37,6 +37,7 @@ cdef page* table_alloc(mmu* u) noexcept nogil:
         p.flags |= <uint64_t>1 << PG_table
         p.private = 0
         p.index = 0
+        p.lru.next = NULL       # its run (run.pxd)
     return p
 
 
@@ -44,6 +45,7 @@ cdef page* table_alloc(mmu* u) noexcept nogil:
 cdef void table_free(mmu* u, uint64_t pfn) noexcept nogil:
     cdef page* p = pfn_to_page(u.m, pfn)
     VM_BUG_ON(not table_is_empty(table_at(u, pfn)), "a page table is freed with entries in it")
+    VM_BUG_ON(p.lru.next != NULL, "a page table is freed with a run")
     p.flags &= ~(<uint64_t>1 << PG_table)
     p.private = 0
     quicklist_free(u.m, p)

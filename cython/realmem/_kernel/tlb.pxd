@@ -1,7 +1,7 @@
 # The host's mappings in a window, as a TLB: fills, flushes and protection changes.
 # The page tables are the truth.  Every function makes its host calls under mm.lock (invariant
 # 7) and keeps the PTEs' host bits and the count of host VMAs.  Signal-safe.
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport uint64_t
 
 from realmem._kernel.mm_types cimport mm_struct
 
@@ -37,6 +37,3 @@ cdef void tlb_flush_window_locked(mm_struct* mm) noexcept nogil
 cdef int scratch_map_locked(mm_struct* mm, uint64_t addr, bint show_frame) noexcept nogil
 # Take all scratch pages away again.
 cdef void scratch_flush_locked(mm_struct* mm) noexcept nogil
-
-# Recount the host VMAs of the window from the PTEs' host bits, for validation.
-cdef int64_t count_edges_locked(mm_struct* mm) noexcept nogil

@@ -4,8 +4,7 @@
 # say what the host has there, so that a range can be flushed, write-protected and counted
 # without asking the host.
 #
-# An edge is a pair of neighbouring pages that the host keeps in different VMAs; a window
-# takes edges + 1 of them.  When all windows together pass the budget, whole tables (2 MiB)
+# When all windows together pass the budget, whole tables (2 MiB)
 # are flushed, round robin.  When the host itself refuses (ENOMEM: its limit is reached by
 # somebody else), VMAs kept for that are given up first (spare.pyx), because at the limit even a
 # flush by mmap is refused.
@@ -13,6 +12,9 @@ from libc.errno cimport ENOMEM
 from libc.stdint cimport int64_t, uint64_t
 from posix.mman cimport PROT_NONE, PROT_READ, PROT_WRITE
 
+from realmem._kernel.edges cimport (
+    add_edges, count_edges_locked, edges_around, edges_in, edges_in_cleared,
+)
 from realmem._kernel.host_calls cimport (
     host_clear, host_map, host_map_private, host_map_zero, host_protect, mutex_trylock,
     mutex_unlock,
@@ -20,16 +22,21 @@ from realmem._kernel.host_calls cimport (
 from realmem._kernel.mm_types cimport (
     HOST_NOACC, HOST_NONE, HOST_READ, HOST_WRITE, MM_LIVE, NR_SCRATCH, PMD_SHIFT, PTE_PRESENT,
     PTE_RW, host_address, is_kernel_mm, is_pinned, mm_high, mm_low, mm_struct, mmu, pte_host,
-    pte_pfn, pte_present, pte_with_host, window, window_of,
+    pte_pfn, pte_present, pte_with_host, window,
 )
 from realmem._kernel.percpu cimport count_vm_event
 from realmem._kernel.pgtable cimport next_table_locked, pte_offset_locked, set_pte_locked
+from realmem._kernel.run cimport run_of
+from realmem._kernel.run_host cimport (
+    CHUNK_SIZE, chunk_is_due, chunk_start, forget_mapped, forget_page, is_run_page,
+    map_chunk_locked, maps_any,
+)
 from realmem._kernel.spare cimport spare_drop, spare_take
 from realmem._kernel.window cimport windows
 from realmem.compiler cimport BUG, SEQ_CST, atomic64_add_return, likely, peek64, unlikely
 from realmem.linux cimport sched_yield
 from realmem.types cimport (
-    HOST_MAP_FILL, HOST_MAP_FLUSH, HOST_MPROTECT, PAGE_SHIFT, PAGE_SIZE, page_zone,
+    HOST_MAP_FILL, HOST_MAP_FLUSH, HOST_MPROTECT, PAGE_SHIFT, PAGE_SIZE, page_run, page_zone,
     pfn_to_page,
 )
 
@@ -40,118 +47,20 @@ cdef enum:
     SCRATCH = 1                 # marks a scratch page's address, which may be 0
 
 
-# ---- counting host VMAs -----------------------------------------------------
-
-# Whether the host keeps two neighbouring pages in different VMAs.
-cdef inline bint is_edge(mmu* u, uint64_t left, uint64_t right) noexcept nogil:
-    cdef unsigned int a = pte_host(left)
-    if a != pte_host(right):
-        return True
-    if a == HOST_NONE:
-        return False
-    if pte_pfn(left) + 1 != pte_pfn(right):
-        return True
-    return (page_zone(u.m, pfn_to_page(u.m, pte_pfn(left))).nid
-            != page_zone(u.m, pfn_to_page(u.m, pte_pfn(right))).nid)
-
-
-cdef inline uint64_t pte_at(mm_struct* mm, uint64_t addr) noexcept nogil:
-    cdef uint64_t* pte = pte_offset_locked(mm, addr)
-    return pte[0] if pte != NULL else 0
-
-
-# What lies behind a window's ends is never one host VMA with what it holds.
-cdef inline uint64_t pte_left_of(mm_struct* mm, uint64_t addr) noexcept nogil:
-    if addr & (GIB - 1) == 0 and window_of(mm, addr - PAGE_SIZE) != window_of(mm, addr):
-        return 0
-    return pte_at(mm, addr - PAGE_SIZE)
-
-
-cdef inline uint64_t pte_right_of(mm_struct* mm, uint64_t addr) noexcept nogil:
-    cdef uint64_t next = addr + PAGE_SIZE
-    if next & (GIB - 1) == 0 and window_of(mm, next) != window_of(mm, addr):
-        return 0
-    return pte_at(mm, next)
-
-
-# The edges on both sides of one page.
-cdef int edges_around(mm_struct* mm, uint64_t addr, uint64_t* pte) noexcept nogil:
-    cdef unsigned int i = <unsigned int>(addr >> PAGE_SHIFT) & 511
-    cdef uint64_t left, right
-    if likely(i > 0 and i < 511):
-        left = (pte - 1)[0]
-        right = (pte + 1)[0]
-    else:
-        left = pte_left_of(mm, addr)
-        right = pte_right_of(mm, addr)
-    return is_edge(mm.mmu, left, pte[0]) + is_edge(mm.mmu, pte[0], right)
-
-
-# The edges between pages (start - 1, start) ... (end - 1, end), window by window.
-cdef int64_t edges_in(mm_struct* mm, uint64_t start, uint64_t end) noexcept nogil:
-    cdef window* w = mm.windows
-    cdef window* last = w + mm.nr_windows
-    cdef int64_t edges = 0
-    cdef uint64_t first, stop
-    while w != last:
-        first = max(start, w.user_start)
-        stop = min(end, w.user_start + w.length)
-        if first < stop:
-            edges += edges_of_window(mm, w, first, stop)
-        w += 1
-    return edges
-
-
-cdef int64_t edges_of_window(mm_struct* mm, const window* w, uint64_t start,
-                             uint64_t end) noexcept nogil:
-    cdef uint64_t before = pte_at(mm, start - PAGE_SIZE) if start > w.user_start else 0
-    cdef uint64_t addr = start
-    cdef bint at_end = end == w.user_start + w.length
-    cdef uint64_t stop = end if at_end else end + PAGE_SIZE
-    cdef uint64_t at, pte
-    cdef uint64_t* table
-    cdef int64_t edges = 0
-    while addr < stop:
-        at = addr
-        table = next_table_locked(mm, &at, stop)
-        if table == NULL or at != addr:         # a gap: nothing is mapped there
-            edges += pte_host(before) != HOST_NONE
-            before = 0
-            if table == NULL:
-                break
-        addr = at
-        while addr < stop:
-            pte = table[(addr >> PAGE_SHIFT) & 511]
-            edges += is_edge(mm.mmu, before, pte)
-            before = pte
-            addr += PAGE_SIZE
-            if addr & ((1 << PMD_SHIFT) - 1) == 0:
-                break
-    if at_end and pte_host(before) != HOST_NONE:
-        edges += 1
-    return edges
-
-
-cdef int64_t count_edges_locked(mm_struct* mm) noexcept nogil:
-    return edges_in(mm, 0, <uint64_t>-1)
-
-
-cdef inline void add_edges(mm_struct* mm, int64_t delta) noexcept nogil:
-    if delta != 0:
-        mm.host_edges += delta
-        atomic64_add_return(&windows.host_vmas, delta, SEQ_CST)
-
-
 # ---- fills ------------------------------------------------------------------
 
 cdef int tlb_install_locked(mm_struct* mm, uint64_t addr, uint64_t* pte, uint64_t value,
                             unsigned int host) noexcept nogil:
     cdef uint64_t page_addr = addr & ~<uint64_t>(PAGE_SIZE - 1)
+    cdef page_run* run = run_of(mm.mmu.m, pte)
     cdef int64_t before, total
     cdef unsigned int current
     cdef int rc = 0
     if unlikely(host != HOST_NONE and peek64(&windows.host_vmas) >= mm.mmu.vma_budget):
         relieve(mm)
+    if (run != NULL and host != HOST_NONE and chunk_is_due(run, pte, value)
+            and not scratch_in(mm, chunk_start(page_addr), chunk_start(page_addr) + CHUNK_SIZE)):
+        map_chunk_locked(mm, chunk_start(page_addr), run)
     total = mm.host_edges
     before = edges_around(mm, page_addr, pte)
     current = pte_host(pte[0])
@@ -159,7 +68,10 @@ cdef int tlb_install_locked(mm_struct* mm, uint64_t addr, uint64_t* pte, uint64_
         # Another frame is mapped here: the new map replaces it, or it must go.
         if host == HOST_NONE:
             clear_range(mm, page_addr, page_addr + PAGE_SIZE)
+            forget_page(mm.mmu.m, pte)
         current = HOST_NONE
+    elif run != NULL and current == HOST_NONE and is_run_page(run, pte, value):
+        current = HOST_NOACC
     set_pte_locked(mm, pte, pte_with_host(value, current))
     if current < host:
         rc = host_install(mm, page_addr, pte, host)
@@ -188,6 +100,8 @@ cdef int host_install(mm_struct* mm, uint64_t addr, uint64_t* pte,
         else:
             rc = host_map(at, PAGE_SIZE, prot, u.fds[nid], (pfn << PAGE_SHIFT) - u.fd_phys[nid])
             count_vm_event(u.m, HOST_MAP_FILL, 1)
+            if rc == 0:
+                forget_page(u.m, pte)
         if likely(rc == 0):
             pte[0] = pte_with_host(pte[0], host)
             if unlikely(mm.nr_scratch != 0):
@@ -201,6 +115,7 @@ cdef int host_install(mm_struct* mm, uint64_t addr, uint64_t* pte,
         sched_yield()
     # What stood here before must not outlive the PTE that allowed it.
     clear_range(mm, addr, addr + PAGE_SIZE)
+    forget_page(u.m, pte)
     pte[0] = pte_with_host(pte[0], HOST_NONE)
     return rc
 
@@ -244,6 +159,7 @@ cdef bint fill_table(mm_struct* mm, uint64_t start, uint64_t end) noexcept nogil
                                     (pfn << PAGE_SHIFT) - u.fd_phys[nid]) != 0:
                 break
             count_vm_event(u.m, HOST_MAP_FILL, 1)
+            forget_mapped(u.m, pte, n)
             for i in range(n):
                 pte[i] = pte_with_host(pte[i], HOST_WRITE if pte[0] & PTE_RW else HOST_READ)
         pte += n
@@ -411,6 +327,7 @@ cdef bint set_host_bits(mm_struct* mm, uint64_t start, uint64_t end, unsigned in
     cdef uint64_t addr = start
     cdef uint64_t* table
     cdef uint64_t* pte
+    cdef uint64_t n
     cdef bint found = False
     if mm.mmu == NULL:
         return False
@@ -418,6 +335,14 @@ cdef bint set_host_bits(mm_struct* mm, uint64_t start, uint64_t end, unsigned in
         table = next_table_locked(mm, &addr, end)
         if table == NULL:
             return found
+        pte = table + ((addr >> PAGE_SHIFT) & 511)
+        n = min((end - addr) >> PAGE_SHIFT, <uint64_t>(table + 512 - pte))
+        if run_of(mm.mmu.m, table) != NULL and maps_any(mm.mmu.m, pte, n):
+            found = True
+            if probe:
+                return True
+            if host == HOST_NONE:
+                forget_mapped(mm.mmu.m, pte, n)
         while addr < end:
             pte = table + ((addr >> PAGE_SHIFT) & 511)
             if pte_host(pte[0]) != HOST_NONE:
@@ -428,12 +353,6 @@ cdef bint set_host_bits(mm_struct* mm, uint64_t start, uint64_t end, unsigned in
             addr += PAGE_SIZE
             if addr & ((1 << PMD_SHIFT) - 1) == 0:
                 break
-
-
-# The edges around [start, end) once nothing is mapped inside.
-cdef int64_t edges_in_cleared(mm_struct* mm, uint64_t start, uint64_t end) noexcept nogil:
-    return (is_edge(mm.mmu, pte_left_of(mm, start), 0)
-            + is_edge(mm.mmu, 0, pte_right_of(mm, end - PAGE_SIZE)))
 
 
 # ---- the budget -------------------------------------------------------------
@@ -499,21 +418,18 @@ cdef int scratch_map_locked(mm_struct* mm, uint64_t addr, bint show_frame) noexc
     if mm.nr_scratch == NR_SCRATCH:
         first = mm.scratch[mm.scratch_hand] & ~<uint64_t>SCRATCH
         clear_range(mm, first, first + PAGE_SIZE)
-    if pte != NULL and pte_present(pte[0]):
+    before = edges_around(mm, page_addr, pte) if pte != NULL else 0
+    if show_frame and pte != NULL and pte_present(pte[0]):
         # The page may be read: show its bytes, in a copy that the host makes at the store.
         pfn = pte_pfn(pte[0])
         nid = page_zone(u.m, pfn_to_page(u.m, pfn)).nid
-        before = edges_around(mm, page_addr, pte)
-        if show_frame:
-            rc = host_map_private(at, PAGE_SIZE, u.fds[nid],
-                                  (pfn << PAGE_SHIFT) - u.fd_phys[nid])
-        else:
-            rc = host_map_zero(at, PAGE_SIZE)
-        if rc == 0:
-            pte[0] = pte_with_host(pte[0], HOST_NONE)
-            add_edges(mm, edges_around(mm, page_addr, pte) - before)
+        rc = host_map_private(at, PAGE_SIZE, u.fds[nid], (pfn << PAGE_SHIFT) - u.fd_phys[nid])
     else:
         rc = host_map_zero(at, PAGE_SIZE)
+    if rc == 0 and pte != NULL:
+        pte[0] = pte_with_host(pte[0], HOST_NONE)
+        forget_page(u.m, pte)
+        add_edges(mm, edges_around(mm, page_addr, pte) - before)
     if rc == 0:
         while mm.scratch[mm.scratch_hand] != 0:
             mm.scratch_hand = (mm.scratch_hand + 1) & (NR_SCRATCH - 1)

@@ -30,6 +30,7 @@ cdef enum:
     BAD_QUICKPAGE = 22          # a frame on a quicklist does not say so, or is of another node
     BAD_QUICKLIST = 23          # a quicklist's count differs from the list, or from the frames
     BAD_TABLE = 24              # a frame on a quicklist is not zero
+    BAD_RUN = 25                # a run's links, or its pageblock's, or its count of frames left
 
 cdef struct finding:
     int what                    # VALID or BAD_*

@@ -7,13 +7,15 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 from realmem._kernel.buddy cimport settle_locked
 from realmem._kernel.pcp cimport add_pcp_events, order_to_pindex
 from realmem._kernel.percpu cimport freeze_cpu_areas, thaw_cpu_areas
+from realmem._kernel.run cimport RUN_PAGES, run_bit
 from realmem.compiler cimport spin_lock, spin_unlock
 from realmem.types cimport (
     COUNTS_FREE, COUNTS_NEW, MIGRATE_HIGHATOMIC, MIGRATE_TYPES, NR_PAGE_ORDERS, NR_PCP_LISTS,
     NUMA_FOREIGN, NUMA_HIT, NUMA_LOCAL, NUMA_MISS, NUMA_OTHER, PAGE_ALLOCATED, PAGE_BAD,
     PAGE_BUDDY, PAGE_PCP, PAGE_RESERVED, PAGE_SHIFT, PAGE_SIZE, PAGE_TAIL, PAGE_ZONE_SHIFT,
     PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER, PG_head, PG_quicklist, PG_tail, PGFREE, cpu_area,
-    list_head, lru_to_page, machine, node, page, page_to_pfn, page_zone, pfn_to_page, zone,
+    list_head, lru_to_page, machine, node, page, page_run, page_to_pfn, page_zone, pfn_to_page,
+    zone,
 )
 
 
@@ -81,6 +83,8 @@ cdef void validate_zone(machine* m, zone* z, uint8_t* seen, int64_t* allocated,
         for migratetype in range(MIGRATE_TYPES):
             if not validate_free_list(m, z, order, migratetype, seen, &free, ret):
                 return
+    if not validate_runs(m, z, seen, &free, ret):
+        return
     if free != z.free_pages:
         report(ret, BAD_FREE_PAGES, z, 0, free, z.free_pages)
         return
@@ -139,6 +143,42 @@ cdef bint validate_free_list(machine* m, zone* z, int order, int migratetype, ui
         return report(ret, BAD_NR_FREE, z, order, n, z.free_area[order].nr_free[migratetype])
     if (n > 0) != (z.area_mask[migratetype] >> order & 1):
         return report(ret, BAD_MASK, z, order, n > 0, z.area_mask[migratetype])
+    return True
+
+
+# What runs have left: free frames in no list, in the pageblock that says so.
+cdef bint validate_runs(machine* m, zone* z, uint8_t* seen, int64_t* free,
+                        finding* ret) noexcept nogil:
+    cdef const page_run* run = z.runs
+    cdef int64_t left
+    cdef int64_t total = 0
+    cdef unsigned int i
+    cdef page* p
+    while run != NULL:
+        left = 0
+        if (run.z != z or not in_zone(z, run.pfn) or run.pfn & (RUN_PAGES - 1)
+                or z.run_at[(run.pfn >> PAGEBLOCK_ORDER) - z.pageblock_start] != run
+                or (run.next.prev if run.next != NULL else z.last_run) != run):
+            return report(ret, BAD_RUN, z, run.pfn, 0, run.unused)
+        for i in range(RUN_PAGES):
+            if run_bit(run.used, i):
+                continue
+            p = pfn_to_page(m, run.pfn + i)
+            left += 1
+            if p.kind.h.state != PAGE_TAIL:
+                return report(ret, BAD_STATE, z, run.pfn + i, PAGE_TAIL, p.kind.h.state)
+            if p.counts.word != COUNTS_FREE:
+                return report(ret, BAD_REFCOUNT, z, run.pfn + i, 0, p.counts.c.refcount)
+            if seen[run.pfn + i]:
+                return report(ret, DOUBLY_LISTED, z, run.pfn + i, 0, 0)
+            seen[run.pfn + i] = 1
+        if left != run.unused:
+            return report(ret, BAD_RUN, z, run.pfn, left, run.unused)
+        total += left
+        run = run.next
+    if total != z.run_pages:
+        return report(ret, BAD_RUN, z, 0, total, z.run_pages)
+    free[0] += total
     return True
 
 

@@ -6,6 +6,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from realmem._kernel.account cimport vm_stat_account
+from realmem._kernel.edges cimport count_edges_locked
 from realmem._kernel.host_calls cimport mutex_lock, mutex_unlock
 from realmem._kernel.huge_zero cimport is_huge_zero
 from realmem._kernel.kernel_caches cimport (
@@ -15,23 +16,26 @@ from realmem._kernel.kernel_caches cimport (
 from realmem._kernel.mm_finding cimport (
     MM_ABOVE_ENTRY, MM_ABOVE_VMA, MM_COUNTERS, MM_HOST_EDGES, MM_HUGE, MM_HUGE_COUNT,
     MM_LOST_FRAME, MM_LOST_TABLE, MM_MAPCOUNT, MM_MLOCK, MM_NOT_ANON, MM_NR_PTES,
-    MM_OBJECTS, MM_OUTSIDE_VMA, MM_REFCOUNT, MM_RMAP, MM_RSS, MM_SHARED_WRITABLE,
-    MM_TABLE_USE, MM_VALID, MM_VMA_OBJECT, MM_VMA_ORDER, mm_finding,
+    MM_OBJECTS, MM_OUTSIDE_VMA, MM_REFCOUNT, MM_RMAP, MM_RSS, MM_RUNS,
+    MM_SHARED_WRITABLE, MM_TABLE_USE, MM_VALID, MM_VMA_OBJECT, MM_VMA_ORDER, mm_finding,
 )
 from realmem._kernel.mm_types cimport (
     HOST_READ, HOST_WRITE, MM_LIVE, PTE_GUARD, PTE_NX, PTE_PRESENT, PTE_PSE, PTE_RW, PTE_SPECIAL,
     PTRS_PER_TABLE, USER_PGD_PTRS, VM_ACCESS, VM_LOCKED, VM_WRITE, linear_page_index, mm_core,
     mm_struct, mmu, pte_host, pte_pfn, pte_present, vma_cursor, vma_slot,
 )
+from realmem._kernel.run cimport run_of
 from realmem._kernel.slab_types cimport kmem_cache
-from realmem._kernel.tlb cimport count_edges_locked
 from realmem._kernel.validate_vmap cimport validate_vmap_locked
 from realmem._kernel.vmap_area cimport vmap_areas_count_locked
 from realmem._kernel.vmaindex cimport vma_find, vma_first, vma_next
 from realmem._kernel.zap cimport page_mapcount
+from realmem.compiler cimport spin_lock, spin_unlock
 from realmem.types cimport (
     PAGE_ALLOCATED, PAGE_SHIFT, PG_anon, PG_mlocked, PG_table, PG_vmalloc, page, page_mlock_count,
     pfn_address, pfn_to_page,
+    PAGEBLOCK_ORDER, PAGE_ALLOCATED, PAGE_SHIFT, PG_anon, PG_table, PG_vmalloc, page, page_run,
+    pfn_address, pfn_to_page, zone,
 )
 
 cdef struct recount:
@@ -44,6 +48,8 @@ cdef struct recount:
     int64_t tables              # of this address space, its PGD excepted
     int64_t huge                # huge entries, the zero page's excepted
     int64_t locked              # entries of locked VMAs
+    int64_t runs                # of this address space
+    int64_t open_runs           # of all, those that have frames left
 
 
 cdef bint validate_mms(mmu* u, mm_struct** mms, int64_t n, uint32_t* counts,
@@ -60,6 +66,7 @@ cdef bint validate_mms(mmu* u, mm_struct** mms, int64_t n, uint32_t* counts,
     r.finding = finding_ret
     r.huge = 0
     r.locked = 0
+    r.open_runs = 0
     finding_ret.what = MM_VALID
     for i in range(n):              # the vmalloc area's at its place among them
         if kernel != NULL and kernel.id < mms[i].id:
@@ -107,6 +114,7 @@ cdef bint validate_mm_locked(recount* r) noexcept nogil:
     r.anon = 0
     r.shmem = 0
     r.tables = 0
+    r.runs = 0
     while slot != NULL:
         if slot.start < end or slot.start >= slot.end:
             return fail(r, MM_VMA_ORDER, slot.start, <int64_t>end, n)
@@ -131,6 +139,8 @@ cdef bint validate_mm_locked(recount* r) noexcept nogil:
         return fail(r, MM_RSS, 0, r.shmem, mm.core.shmem_rss)
     if r.tables != mm.core.nr_ptes:
         return fail(r, MM_NR_PTES, 0, r.tables, mm.core.nr_ptes)
+    if r.runs != mm.nr_runs:
+        return fail(r, MM_RUNS, 0, r.runs, mm.nr_runs)
     if count_edges_locked(mm) != mm.host_edges:
         return fail(r, MM_HOST_EDGES, 0, count_edges_locked(mm), mm.host_edges)
     return True
@@ -175,6 +185,12 @@ cdef bint validate_table(recount* r, uint64_t pfn, uint64_t base, int level) noe
     cdef int64_t used = 0
     cdef int i
     cdef uint64_t addr, below
+    cdef const page_run* run = run_of(r.u.m, table)
+    if run != NULL:
+        r.runs += 1
+        r.open_runs += run.unused > 0
+        if level != 0 or not is_run_of_its_own(r, run):
+            return fail(r, MM_RUNS, base, 0, <int64_t>run.pfn)
     if level == 1 and pfn_to_page(r.u.m, pfn).index != 0:
         r.tables += 1               # the shadow
     for i in range(USER_PGD_PTRS if level == 3 else PTRS_PER_TABLE):
@@ -196,6 +212,12 @@ cdef bint validate_table(recount* r, uint64_t pfn, uint64_t base, int level) noe
     if <int64_t>pfn_to_page(r.u.m, pfn).private != used:
         return fail(r, MM_TABLE_USE, pfn, used, <int64_t>pfn_to_page(r.u.m, pfn).private)
     return True
+
+
+# The pageblock of a run that has frames left knows no other.
+cdef inline bint is_run_of_its_own(recount* r, const page_run* run) noexcept nogil:
+    return run.unused == 0 or (
+        run.z.run_at[(run.pfn >> PAGEBLOCK_ORDER) - run.z.pageblock_start] == run)
 
 
 # Whether the table that a huge entry keeps says what it does; the table's frame, or 0.
@@ -267,10 +289,15 @@ cdef bint validate_frames(recount* r, int64_t tables, int64_t vmalloc) noexcept 
     cdef int64_t found_huge = 0
     cdef int64_t found_locked = 0
     cdef int64_t frames_locked = 0
+    cdef int64_t open_runs = 0
     cdef int nid
     cdef uint64_t pfn, end, mapped
     cdef page* p
     r.mm = NULL
+    for nid in range(r.u.m.nr_zones):
+        open_runs += count_runs(r.u.m.zones + nid)
+    if open_runs > r.open_runs:     # others may have taken some back since they were counted
+        return frame_fail(r, MM_RUNS, 0, r.open_runs, open_runs)
     for nid in range(r.u.m.nr_nodes):
         pfn = r.u.m.nodes[nid].start_pfn
         end = pfn + r.u.m.nodes[nid].spanned_pages
@@ -301,6 +328,18 @@ cdef bint validate_frames(recount* r, int64_t tables, int64_t vmalloc) noexcept 
     if frames_locked != r.u.nr_mlock:
         return frame_fail(r, MM_MLOCK, 0, frames_locked, r.u.nr_mlock)
     return True
+
+
+cdef int64_t count_runs(zone* z) noexcept nogil:
+    cdef const page_run* run
+    cdef int64_t n = 0
+    spin_lock(&z.lock)
+    run = z.runs
+    while run != NULL:
+        n += 1
+        run = run.next
+    spin_unlock(&z.lock)
+    return n
 
 
 cdef bint frame_fail(recount* r, int what, uint64_t pfn, int64_t expected,

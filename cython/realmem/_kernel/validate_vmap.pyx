@@ -3,6 +3,7 @@
 # The areas one by one, then the page tables as a whole: what both count has to agree.
 from libc.stdint cimport int64_t, uint64_t
 
+from realmem._kernel.edges cimport count_edges_locked
 from realmem._kernel.mm_finding cimport (
     MM_ABOVE_ENTRY, MM_HOST_EDGES, MM_NR_PTES, MM_TABLE_USE, MM_VALID, MM_VMAP_FRAME,
     MM_VMAP_PAGES, MM_VMAP_RANGES, MM_VMAP_STRAY, mm_finding,
@@ -13,7 +14,6 @@ from realmem._kernel.mm_types cimport (
 )
 from realmem._kernel.page_free cimport FREE_ALREADY, FREE_BAD_PFN, free_check
 from realmem._kernel.pgtable cimport next_table_locked
-from realmem._kernel.tlb cimport count_edges_locked
 from realmem._kernel.vmap_area cimport next_vmap_area_locked, vmap_areas_valid_locked
 from realmem.types cimport (
     PAGE_ALLOCATED, PAGE_SHIFT, PAGE_SIZE, PG_vmalloc, page, pfn_address, pfn_to_page,

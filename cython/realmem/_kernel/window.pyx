@@ -309,6 +309,7 @@ cdef void reset(mm_struct* mm, uint64_t id) noexcept nogil:
     mm.grown = 0
     mm.core = NULL
     mm.host_edges = 0
+    mm.nr_runs = 0
     mm.flush_hand = 0
     mm.nr_scratch = 0
     mm.scratch_hand = 0

@@ -155,7 +155,12 @@ def run_suite(suite: Suite, chosen: Sequence[Mutant], where: Path,
     results: list[dict[str, str | None]] = []
     for mutant in chosen:
         begin = time.monotonic()
-        noticed = judge(mutant, where, suite.tests, timeout)
+        try:
+            noticed = judge(mutant, where, suite.tests, timeout)
+        except RuntimeError as why:         # the source went on without it
+            print(f"BROKEN   {mutant.name}: {why}", file=sys.stderr, flush=True)
+            results.append({"mutant": mutant.name, "noticed": None})
+            continue
         results.append({"mutant": mutant.name, "noticed": noticed})
         if not quiet:
             print(f"{'ok      ' if noticed else 'SURVIVED'} {mutant.name}: "

@@ -6,7 +6,8 @@ from mutation import Mutant, Suite
 
 # Random steps that the host's kernel takes, too (tests/host); what they can't see, the others do.
 _TESTS = ("tests/host/test_found.py",
-          "tests/host/test_host_diff.py::test_some_thousand_steps_agree")
+          "tests/host/test_host_diff.py::test_some_thousand_steps_agree",
+          "tests/test_access.py")
 _F, _M, _C, _Z, _A, _S, _E, _R, _T, _X, _I, _P = (
     f"_kernel/{name}.pyx"
     for name in ("fault", "mmap", "commit", "zap", "madvise", "shmem", "expand", "rmap", "tlb",

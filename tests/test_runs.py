@@ -176,16 +176,18 @@ def test_counts_are_those_of_a_machine_without_runs(sequence):
 
 def test_a_run_is_reserved_only_where_there_is_plenty():
     """A zone that is nearly full keeps its last large blocks for whoever asks for such."""
-    with rm.Machine(nodes=1, memory="24M", window="1G") as machine:
+    with rm.Machine(nodes=1, memory="64M", window="1G") as machine:
         p = machine.spawn()
+        zone = machine.nodes[0].zones[-1]
         taken = []
-        while machine.nodes[0].free_pages > 1400:
-            taken.append(machine.alloc_pages(GFP.HIGHUSER_MOVABLE, 3))
+        while zone.free_pages > zone.watermark.high + zone.managed_pages // 8 + 400:
+            taken.append(machine.alloc_pages(GFP.HIGHUSER_MOVABLE, 9))
+        assert zone.free_area[9] + zone.free_area[10] > 0
         at = p.mmap(None, 1 << 21, RW, ANON)
         touch(p.host_address(at), 20, True, None)
         assert p.mm.core.nr_runs == 0
         for page in taken:
-            machine.free_pages(page, 3)
+            machine.free_pages(page, 9)
         touch(p.host_address(at) + 20 * PAGE_SIZE, 20, True, None)
         assert p.mm.core.nr_runs == 1
         machine.check()

@@ -38,8 +38,6 @@ RUNS = Suite(
                "    while unlikely(p == NULL and z.runs != NULL):\n"
                "        take_back_run(z, z.runs)\n"
                "        p = rmqueue_lists(z, order, migratetype, alloc_flags)\n", ""),
-        Mutant("a pageblock becomes another's and leaves its run behind", _B,
-               "            take_back_at(z, start)\n", ""),
         Mutant("tests for large blocks do not see runs", _P,
                "    if unlikely(z.runs != NULL) and order > 0:\n        take_back_for(z, order)\n",
                ""),

@@ -193,6 +193,37 @@ def test_a_run_is_reserved_only_where_there_is_plenty():
         machine.check()
 
 
+def test_a_chunk_is_mapped_at_once():
+    """Stores in order take few maps, and what was open stays open when its chunk is mapped."""
+    with rm.Machine(nodes=1, memory="64M", window="1G") as machine:
+        p = machine.spawn()
+        at = p.mmap(None, 1 << 21, RW, ANON)
+        before = machine.hoststat
+        touch(p.host_address(at), 512, True, None)
+        after = machine.hoststat
+        assert after["map_fill"] - before["map_fill"] < 20
+        touch(p.host_address(at), 512, True, None)
+        assert machine.hoststat["sigsegv"] == after["sigsegv"] == before["sigsegv"] + 512
+        machine.check()
+
+
+def test_a_chunk_replaces_nothing_else():
+    """Where the host maps other frames, the zero page here, no chunk takes their place."""
+    with rm.Machine(nodes=1, memory="64M", window="1G") as machine:
+        p = machine.spawn()
+        at = p.mmap(None, 12 << 21, RW, ANON)
+        p.fill(at, 12 << 21, 0xEE)              # frames that are not zero
+        p.munmap(at, 12 << 21)
+        at = p.mmap(None, 1 << 21, RW, ANON)
+        window = np.frombuffer(p.view(at, 1 << 21), dtype=np.uint64)
+        odd = np.arange(1, 64, 2, dtype=np.uint32)
+        touch(p.host_address(at), len(odd), False, odd)
+        touch(p.host_address(at), len(odd), True, odd - 1)
+        assert not window[odd.astype(np.int64) * 512].any()
+        machine.check()
+        del window
+
+
 def test_no_run_for_what_is_no_whole_region():
     """2 MiB that are not one private VMA get single frames."""
     with rm.Machine(nodes=1, memory="64M", window="1G") as machine:

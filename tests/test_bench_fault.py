@@ -95,8 +95,20 @@ def test_floors_leave_nothing_mapped_or_open(how, copies):
     before = held()
     order = np.arange(63, -1, -1, dtype=np.uint32)
     assert floor(64, how, 4, order, copies) > 0
-    assert write_protect(64) > 0
     assert held() == before
+
+
+def test_the_floor_of_forks_leaves_what_it_measured_writable(machine):
+    p = machine.spawn()
+    at = p.mmap(None, 64 * 4096, RW, ANON)
+    view = p.view(at, 64 * 4096)
+    view[:] = bytes([1]) * len(view)
+    before = machine.hoststat["sigsegv"]
+    assert write_protect(p.host_address(at), 64) > 0
+    view[:] = bytes([2]) * len(view)
+    assert machine.hoststat["sigsegv"] == before
+    with pytest.raises(OSError, match="floor"):
+        write_protect(4096 * 7, 64)
 
 
 def test_what_the_host_refuses_is_an_error():

@@ -120,30 +120,44 @@ def our_faults(machine: Machine, plan: FaultPlan) -> Iterator[tuple[Figure, floa
 
 
 def our_fork(machine: Machine) -> Iterator[tuple[Figure, float]]:
-    """Fork a process with pages, and one without."""
+    """
+    Fork a process with pages, and one without.
+
+    Each fork, and the floor, comes after as many faults: what they left in the caches is the same.
+    """
     from realmem._bench.fault_floor import write_protect
     from realmem._bench.fault_loops import touch
 
     p = machine.spawn("bench")
+    bare = machine.spawn("bench")
     a = p.mmap(None, FORK_PAGES * PAGE_SIZE, RW, ANON)
+    at = p.host_address(a)
 
-    def fork() -> int:
+    def fork(parent: Process) -> int:
         begin = time.perf_counter_ns()
-        child = p.fork()
+        child = parent.fork()
         spent = time.perf_counter_ns() - begin
         child.exit()
-        p.wait()
+        parent.wait()
         return spent
 
-    empty = min(fork() for _ in range(3))
+    def touched() -> None:
+        fork(p)
+        touch(at, FORK_PAGES, True)  # writable in the window again
+
+    samples: dict[str, list[float]] = {}
     p.touch(a, FORK_PAGES * PAGE_SIZE, write=True)
-    tables = min(fork() for _ in range(3))
-    mapped = []
-    for _ in range(3):
-        touch(p.host_address(a), FORK_PAGES, True)  # writable in the window again
-        mapped.append(fork())
+    tables = min(fork(p) for _ in range(3)) - min(fork(bare) for _ in range(3))
+    for _ in range(2):
+        touched()
+        samples.setdefault("floor", []).append(write_protect(at, FORK_PAGES))
+        touched()
+        samples.setdefault("bare", []).append(fork(bare))
+        touched()
+        samples.setdefault("mapped", []).append(fork(p))
+    bare.exit()
     p.exit()
-    for metric, ns in (("fork, tables only", tables), ("fork, mapped pages", min(mapped))):
-        yield Figure(metric, 0, "in order", 1, "realmem"), (ns - empty) / FORK_PAGES
-    floor = min(write_protect(FORK_PAGES) for _ in range(3))
-    yield Figure("fork, mapped pages", 0, "in order", 1, "floor"), floor
+    mapped = min(samples["mapped"]) - min(samples["bare"])
+    for metric, ns in (("fork, tables only", tables), ("fork, mapped pages", mapped)):
+        yield Figure(metric, 0, "in order", 1, "realmem"), ns / FORK_PAGES
+    yield Figure("fork, mapped pages", 0, "in order", 1, "floor"), min(samples["floor"])

@@ -125,33 +125,20 @@ cdef extern from *:
         return ns;
     }
 
-    /* One mprotect of what is mapped writable and was stored to; ns a page. */
-    static double rm_floor_close(uint64_t n)
+    /* One mprotect that takes the right to write, and one that gives it back; ns of the first. */
+    static double rm_floor_close(uint64_t at, uint64_t length)
     {
-        uint64_t length = n * 4096, i;
-        double begin, ns = -1;
-        char *all;
-        int fd = (int)syscall(SYS_memfd_create, "realmem-floor", 1u);
-        if (fd < 0)
+        double begin = rm_floor_now();
+        double ns;
+        if (mprotect((void *)at, length, PROT_READ) != 0)
             return -1;
-        if (ftruncate(fd, (long)length) == 0) {
-            all = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, 0);
-            if (all != MAP_FAILED) {
-                for (i = 0; i < length; i += 4096)
-                    *(volatile char *)(all + i) = 1;
-                begin = rm_floor_now();
-                mprotect(all, length, PROT_READ);
-                ns = (rm_floor_now() - begin) / n;
-                munmap(all, length);
-            }
-        }
-        close(fd);
-        return ns;
+        ns = rm_floor_now() - begin;
+        return mprotect((void *)at, length, PROT_READ | PROT_WRITE) == 0 ? ns : -1;
     }
     """
     double floor_run "rm_floor_run"(uint64_t n, const uint32_t* order, int how, bint copies,
                                     bint same, uint64_t block) noexcept nogil
-    double floor_close "rm_floor_close"(uint64_t n) noexcept nogil
+    double floor_close "rm_floor_close"(uint64_t at, uint64_t length) noexcept nogil
 
 
 HOW = ("mmap", "mprotect", "reprotect")
@@ -183,16 +170,19 @@ def floor(uint64_t n, str how, int order=0, const uint32_t[::1] pages=None, bint
     return ns
 
 
-def write_protect(uint64_t n):
+def write_protect(uint64_t at, uint64_t n):
     """
-    Time one bare mprotect that takes the right to write from pages that are mapped as one run.
+    Time one bare mprotect that takes the right to write from n pages, all mapped writable.
 
+    They are writable again afterwards.
+
+    :param at: host address of the first.
     :return: ns a page.
-    :raises OSError: the host refuses the memory.
+    :raises OSError: the host refuses.
     """
     cdef double ns
     with nogil:
-        ns = floor_close(n)
+        ns = floor_close(at, n * 4096)
     if ns < 0:
-        raise OSError(errno, "no memory for the floor of forks")
-    return ns
+        raise OSError(errno, "mprotect of the floor of forks")
+    return ns / n

@@ -8,9 +8,11 @@ from realmem._kernel.mm_types cimport PMD_SHIFT, mmu, pte_pfn, window, window_of
 from realmem._kernel.pgtable cimport next_table_locked, pte_offset_locked
 from realmem._kernel.run cimport run_of
 from realmem.compiler cimport likely
-from realmem.types cimport PAGE_SIZE, page_zone, pfn_to_page
+from realmem.types cimport PAGEBLOCK_ORDER, PAGE_SIZE, page_zone, pfn_to_page
 
-cdef enum: GIB = 1 << 30
+cdef enum:
+    GIB = 1 << 30
+    PAGEBLOCK_PAGES = 1 << PAGEBLOCK_ORDER
 
 
 # Whether the host keeps two neighbouring pages in different VMAs.
@@ -22,6 +24,8 @@ cdef inline bint is_edge(mmu* u, uint64_t left, uint64_t right) noexcept nogil:
         return False
     if pte_pfn(left) + 1 != pte_pfn(right):
         return True
+    if likely(pte_pfn(right) & (PAGEBLOCK_PAGES - 1)):
+        return False                    # zones, and so nodes, are whole pageblocks
     return (page_zone(u.m, pfn_to_page(u.m, pte_pfn(left))).nid
             != page_zone(u.m, pfn_to_page(u.m, pte_pfn(right))).nid)
 

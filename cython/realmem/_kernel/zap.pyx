@@ -83,7 +83,9 @@ cdef void page_add_new_anon_rmap(mm_struct* mm, const vm_area_struct* vma, uint6
 
 
 cdef void page_dup_rmap(page* p) noexcept nogil:
-    atomic64_fetch_and(&p.flags, ~(<uint64_t>1 << PG_anon_exclusive), SEQ_CST)
+    if p.flags & (1 << PG_anon_exclusive):
+        # Nobody else maps it, so that nobody else changes its flags.
+        p.flags &= ~(<uint64_t>1 << PG_anon_exclusive)
     atomic64_add(&p.counts.word, ONE_MAP + ONE_REF, SEQ_CST)
 
 

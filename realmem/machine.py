@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from realmem import host
 from realmem.arguments import as_bool, as_callable, as_int, as_str, as_window
+from realmem.backends import choose
 from realmem.layout import PAGE_SHIFT
 from realmem.memmap import NodeRange, lay_out, parse_zones
 from realmem.node import Node, NodeSpec, ResolvedNode, cpu_map, resolve
@@ -57,6 +58,9 @@ class Machine(Overview):
         come to what was planned.
     :param mlock: keep the host from swapping the memory.
     :param window: host address space a process, a power of two from 1G; halved when refused.
+    :param faults: how raw faults are filled: ``"sigsegv"`` (mprotect and mmap), ``"userfaultfd"``,
+        or ``"auto"``, which is userfaultfd where the host allows it.
+    :ivar faults: which of the two it became.
     :param host_vmas: budget of host VMAs for windows; None is half of ``vm.max_map_count``.
     :param progress: called with (node, bytes done, bytes) while memory is populated; None
         draws a bar on a terminal when it takes long.
@@ -125,6 +129,7 @@ class Machine(Overview):
         debug: int = 0,
         mlock: bool = False,
         window: int | str = "64G",
+        faults: str = "sigsegv",
         host_vmas: int | None = None,
         progress: Callable[[int, int, int], None] | None = None,
     ) -> None:
@@ -138,6 +143,7 @@ class Machine(Overview):
         self._pid = os.getpid()
         self.seed = as_int(seed, "seed")
         self.backing = as_str(backing, "backing")
+        self.faults = choose(as_str(faults, "faults"))
         self._windows = (
             as_window(window),
             None if host_vmas is None else as_int(host_vmas, "host_vmas", 1),
@@ -334,6 +340,7 @@ class Machine(Overview):
                 self.sysctl.settings,
                 self.thp,
                 self._debug,
+                self.faults,
             )
             with self._making:
                 if self._paging is None:

@@ -46,6 +46,7 @@ class Overview:
         """
         What the machine cost the host: faults taken, maps made, pages misplaced.
 
+        ``mprotect`` counts changes of access by userfaultfd, too, and ``sigsegv`` its SIGBUS.
         ``host_vmas`` is of all machines of this host process, as the host's limit is.
         """
         from realmem._core.space import host_vmas
@@ -54,7 +55,15 @@ class Overview:
         events = self._allocator.events()
         counts = {
             name: events[name]
-            for name in ("sigsegv", "map_fill", "map_flush", "mprotect", "spurious", "forbidden")
+            for name in (
+                "sigsegv",
+                "map_fill",
+                "map_flush",
+                "mprotect",
+                "uffd_continue",
+                "spurious",
+                "forbidden",
+            )
         }
         counts["misplaced_pages"] = sum(node.misplaced_pages for node in self.nodes)
         counts["host_vmas"] = int(host_vmas())

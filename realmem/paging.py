@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import os
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from realmem._core import faults
 from realmem._core.mmu import Mmu
+from realmem.backends import SIGSEGV, USERFAULTFD
 from realmem.errors import HostError
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ class Paging:
     :param settings: the machine's sysctls, which the kernel side is told of.
     :param thp: which folios it may fault in, likewise.
     :param debug: from 1 on, what changes of VMAs come to is compared with what was planned.
+    :param backend: ``"sigsegv"`` or ``"userfaultfd"``.
     :ivar window: bytes of host address space a process.
     """
 
@@ -41,6 +44,7 @@ class Paging:
         settings: VmSettings,
         thp: ThpSettings,
         debug: int = 0,
+        backend: str = SIGSEGV,
     ) -> None:
         self.settings = settings
         self.thp = thp
@@ -48,6 +52,7 @@ class Paging:
         self._pool = pool
         self.window = window
         self._debug = debug
+        self._backend = backend
         self._vma_budget = default_vma_budget() if host_vmas is None else host_vmas
         self._lock = threading.Lock()
         self.mmu: Mmu | None = None
@@ -75,11 +80,16 @@ class Paging:
                 "windows of a machine on hugetlb backing are not there yet: use backing='4K'",
             )
         faults.install()
+        if self._backend == USERFAULTFD:
+            faults.install_bus()
         with self._lock:
             if self.mmu is None:
-                self.mmu = Mmu(
-                    self._core, self._pool.fds, self._vma_budget, self._debug > 0
-                )
+                mmu = Mmu(self._core, self._pool.fds, self._vma_budget, self._debug > 0)
+                why = mmu.open_userfaultfd() if self._backend == USERFAULTFD else 0
+                if why:
+                    mmu.close()
+                    raise HostError(why, f"userfaultfd: {os.strerror(why)}")
+                self.mmu = mmu
             if self.settings.mmu is not self.mmu:
                 self.settings.attach(self.mmu)
                 self.thp.attach(self.mmu)

@@ -29,18 +29,30 @@ settings.load_profile("ci" if os.environ.get("CI") else "hand")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add --soak."""
+    """Add --soak and --faults."""
     parser.addoption("--soak", type=float, default=1, metavar="FACTOR",
                      help="make the tests that use `soak_factor` and hypothesis this much longer")
+    parser.addoption("--faults", choices=["sigsegv", "userfaultfd"], default="sigsegv",
+                     help="what machines use that do not say: every test by the other backend")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Apply --soak to hypothesis."""
+    """Apply --soak to hypothesis, and --faults to machines, in children, too."""
+    os.environ["REALMEM_TEST_FAULTS"] = config.getoption("--faults")
+    use_backend()
     factor = config.getoption("--soak")
     if factor > 1:
         hand = settings.get_profile("hand")
         settings.register_profile("soak", hand, max_examples=int(hand.max_examples * factor))
         settings.load_profile("soak")
+
+
+def use_backend() -> None:
+    """Have machines that do not say which backend they use take the tests' one."""
+    from realmem.machine import Machine
+
+    backend = os.environ.get("REALMEM_TEST_FAULTS", "sigsegv")
+    Machine.__init__.__kwdefaults__["faults"] = backend
 
 
 def nodes_with_memory() -> int:

@@ -61,7 +61,7 @@ def test_what_a_closed_machine_still_tells_is_what_it_was_made_of():
     shown = {name for name in vars(machine) if not name.startswith("_")}
     machine.close()
     assert shown - bound == {
-        "backing", "cpus", "fallback_orders", "nodes", "seed", "sysctl", "thp"}
+        "backing", "cpus", "fallback_orders", "faults", "nodes", "seed", "sysctl", "thp"}
 
 
 def test_everything_on_a_closed_machine_is_a_value_error():

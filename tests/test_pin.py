@@ -66,7 +66,8 @@ def test_it_is_not_flushed_for_the_budget(machine, process):
         other = process.view(at + 4096 * P, 4096 * P)
         for page in range(0, 4096, 2):                      # past the budget, a host VMA each
             other[page * P] = 1
-        assert machine.hoststat["map_flush"] > 0
+        # By userfaultfd they take no host VMA each.
+        assert machine.hoststat["map_flush"] > 0 or machine.faults == "userfaultfd"
         met = machine.hoststat["sigsegv"] - before
         view[0] = view[P] = view[2 * P] = 9
         assert machine.hoststat["sigsegv"] - before == met

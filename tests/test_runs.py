@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import realmem as rm
 from realmem import MADV_DONTNEED, MAP_ANONYMOUS, MAP_PRIVATE, PAGE_SIZE, PROT_READ, PROT_WRITE
 from realmem._bench.fault_loops import touch
+from realmem.backends import choose
 from realmem.errors import OutOfMemory
 from realmem.layout import GFP
 
@@ -195,7 +196,7 @@ def test_a_run_is_reserved_only_where_there_is_plenty():
 
 def test_a_chunk_is_mapped_at_once():
     """Stores in order take few maps, and what was open stays open when its chunk is mapped."""
-    with rm.Machine(nodes=1, memory="64M", window="1G") as machine:
+    with rm.Machine(1, "64M", window="1G", faults="sigsegv") as machine:
         p = machine.spawn()
         at = p.mmap(None, 1 << 21, RW, ANON)
         before = machine.hoststat
@@ -271,3 +272,43 @@ def test_pageblocks_that_change_their_type_take_runs_along(gfp):
             machine.free_pages(page, 1)
         p.exit()
         machine.check()
+
+
+@pytest.mark.parametrize("faults", ["sigsegv", "userfaultfd"])
+@pytest.mark.parametrize("order", [2, 4, 8])
+def test_folios_take_their_frames_from_runs(order, faults):
+    """Neighbouring folios lie side by side, so that the host keeps them in one VMA."""
+    if choose("auto") != "userfaultfd" and faults == "userfaultfd":
+        pytest.skip("this host refuses userfaultfd")
+    with rm.Machine(1, "64M", window="1G", faults=faults) as machine:
+        machine.thp.set_order(order, "always")
+        p = machine.spawn()
+        at = p.mmap(None, 2 << 21, RW, ANON)
+        assert at % (1 << 21) == 0
+        free = machine.nodes[0].free_pages
+        scattered = np.random.default_rng(order).permutation(1024).astype(np.uint32)
+        touch(p.host_address(at), 1024, True, scattered)
+        assert p.mm.core.nr_runs == 2
+        assert p.min_flt == 1024 >> order
+        assert p.mm.core.host_vmas <= 1 + 2 * 2
+        frames = [p.walk(at + i * PAGE_SIZE)[-1].decoded["pfn"] for i in range(1024)]
+        for base in (0, 512):
+            assert frames[base:base + 512] == list(range(frames[base], frames[base] + 512))
+        values = np.frombuffer(p.view(at, 2 << 21), np.uint64)[::512]
+        assert values.tolist() == (np.argsort(scattered) + 1).tolist()
+        machine.check()
+        # A part of one that went is another frame when it comes back, and all are given back.
+        p.madvise(at + 3 * PAGE_SIZE, PAGE_SIZE, rm.MADV_DONTNEED)
+        assert values[3] == 0
+        machine.check()
+        child = p.fork()
+        values = np.frombuffer(child.view(at, 2 << 21), np.uint64)[::512]
+        assert values.tolist() == [0 if i == 3 else v
+                                   for i, v in enumerate((np.argsort(scattered) + 1).tolist())]
+        machine.check()
+        child.exit()
+        del values
+        p.exit()
+        machine.drain_all_pages()
+        machine.check()
+        assert machine.nodes[0].free_pages >= free

@@ -99,7 +99,7 @@ def test_a_small_budget(budget):
 
 def test_windows_give_way_first():
     """What a process's window has mapped is flushed before what is mapped of vmalloc's."""
-    with Machine(nodes=1, memory="24M", window="1G", host_vmas=600) as machine:
+    with Machine(1, "24M", window="1G", host_vmas=600, faults="sigsegv") as machine:
         process = machine.spawn()
         addr = process.mmap(None, 1200 * PAGE_SIZE, 3, MAP_PRIVATE | MAP_ANONYMOUS)
         view = process.view(addr, 1200 * PAGE_SIZE)

@@ -15,6 +15,7 @@ import realmem as rm
 from realmem.errors import *
 from realmem.layout import *
 from realmem.machine import Machine
+Machine.__init__.__kwdefaults__["faults"] = os.environ.get("REALMEM_TEST_FAULTS", "sigsegv")
 
 RW = PROT_READ | PROT_WRITE
 ANON = MAP_PRIVATE | MAP_ANONYMOUS
@@ -57,6 +58,7 @@ def run_child(
     options: tuple[str, ...] = (),
     timeout: int = 120,
     env: dict[str, str] | None = None,
+    faults: str | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run code in a fresh interpreter, and check how it ends."""
     done = subprocess.run(
@@ -65,7 +67,7 @@ def run_child(
         text=True,
         timeout=timeout,
         check=False,
-        env={**os.environ, **env} if env else None,
+        env={**os.environ, **({"REALMEM_TEST_FAULTS": faults} if faults else {}), **(env or {})},
     )
     assert done.returncode == returncode, (done.returncode, done.stdout, done.stderr)
     return done

@@ -96,6 +96,7 @@ cdef enum:
     HOST_MPROTECT = 12
     HOST_SPURIOUS = 13
     HOST_FORBIDDEN = 14
+    HOST_CONTINUE = 15
     NR_VM_EVENT_ITEMS = 16
 
 cdef struct list_head:
@@ -201,7 +202,8 @@ cdef struct page_run:
     # Bit by page: where the entry does not say what the host has mapped, it is this run's frame,
     # without access.  Guarded by mm.lock.
     uint64_t mapped[8]
-    uint64_t pad[3]
+    int64_t registered          # ... and pages of it are opened through userfaultfd; mm.lock
+    uint64_t pad[2]
 
 cdef struct zone:
     # Read-mostly: written by machine construction and sysctl publication only.

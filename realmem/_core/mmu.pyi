@@ -2,12 +2,15 @@ from collections.abc import Sequence
 
 from realmem._core.machine import MachineCore
 
+def close_descriptors() -> None: ...
+
 class Mmu:
     core: MachineCore
     clock_s: float
     def __init__(
         self, core: MachineCore, fds: Sequence[int], vma_budget: int, verify: bool = False
     ) -> None: ...
+    def open_userfaultfd(self) -> int: ...
     def close(self) -> None: ...
     def set_overcommit(
         self, mode: int, limit_pages: int, admin_reserve: int, user_reserve: int

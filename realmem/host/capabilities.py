@@ -54,7 +54,7 @@ def capabilities() -> list[Capability]:
             "userfaultfd",
             user_why,
             _features(user_features),
-            "faults without signals",
+            "fills that split no mapping",
         ),
         _made("userfaultfd kernel", full_why, _features(full_features), "faults in system calls"),
         _made("membarrier", barrier_why, None, "draining page lists"),

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 from whole_process import Run, run_child
 
+from realmem.backends import choose
+
+# These run by userfaultfd as well, where the host has it.
+BOTH = {"test_raw_access", "test_cow", "test_guard", "test_storm"}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run what is in BOTH by each backend."""
+    if "child" in metafunc.fixturenames and metafunc.module.__name__.split(".")[-1] in BOTH:
+        metafunc.parametrize("child", ["sigsegv", "userfaultfd"], indirect=True)
+
 
 @pytest.fixture
-def child() -> Run:
+def child(request: pytest.FixtureRequest) -> Run:
     """Give a function that runs code in a fresh interpreter and checks how it ends."""
-    return run_child
+    faults = getattr(request, "param", "sigsegv")
+    if choose("auto" if faults == "userfaultfd" else faults) != faults:
+        pytest.skip("this host refuses userfaultfd")
+    return partial(run_child, faults=faults)

@@ -182,7 +182,7 @@ def test_system_call_on_unmapped_window_memory_fails(child) -> None:
 
 
 def test_host_mappings_agree_with_the_entries(child) -> None:
-    """What an entry says of the host is what /proc/self/maps says."""
+    """What an entry says of the host is what /proc/self/maps and pagemap say."""
     child("""
     def host_maps(base, length):
         found = []
@@ -193,7 +193,20 @@ def test_host_mappings_agree_with_the_entries(child) -> None:
                 if start < base + length and end > base:
                     found.append((max(start, base), min(end, base + length), perms))
         return found
-    with one_process("64M") as (machine, p):
+    def registered():       # with userfaultfd, by host address
+        with open("/proc/self/smaps") as f:
+            for line in f:
+                first, *rest = line.split()
+                if "-" in first and ":" not in first:
+                    start, end = (int(x, 16) for x in first.split("-"))
+                elif first == "VmFlags:" and "ui" in rest:
+                    yield from range(start, end, PAGE)
+    def opened(at):         # present, and write-protected or not
+        pagemap.seek(at // PAGE * 8)
+        entry = int.from_bytes(pagemap.read(8), "little")
+        return ("r--s" if entry >> 57 & 1 else "rw-s") if entry >> 63 else None
+    pagemap = open("/proc/self/pagemap", "rb", buffering=0)
+    with pagemap, one_process("64M") as (machine, p):
         n = 700 * PAGE
         a, x = mapped(p, n)
         rng = np.random.default_rng(3)
@@ -215,11 +228,14 @@ def test_host_mappings_agree_with_the_entries(child) -> None:
             if perm != "---p":
                 for at in range(start, end, PAGE):
                     perms[at] = perm
+        for at in registered():
+            perms[at] = opened(at)
         words = {"none": None, "noaccess": "---s", "read": "r--s", "write": "rw-s"}
         for i in range(700):
             step = pte(p, a + i * PAGE)
             host = step.decoded.get("host", "none") if step.level == "pte" else "none"
-            assert perms.get(p.host_address(a + i * PAGE)) == words[host], (i, host)
+            found = perms.get(p.host_address(a + i * PAGE))
+            assert found == words[host], (i, host, found)
         # A neighbouring reservation may have merged with the window's ends.
         counted = p.mm.core.host_vmas
         assert counted == len(spans), (counted, len(spans))

@@ -23,7 +23,8 @@ from realmem._kernel.mm_types cimport (
 )
 from realmem._kernel.mmap cimport mm_flush_scratch
 from realmem._kernel.sigsegv cimport (
-    handler, handler_install, handler_owns, handler_retake, handler_save, handler_uninstall,
+    handler, handler_install, handler_install_bus, handler_owns, handler_retake, handler_save,
+    handler_uninstall,
 )
 from realmem._kernel.run_host cimport run_host_fork_begins, run_host_fork_ends
 from realmem._kernel.spare cimport spare_after_fork
@@ -78,6 +79,12 @@ def install():
         installing = 0
 
 
+def install_bus():
+    """Take SIGBUS as well, by which userfaultfd tells of accesses; install() was called."""
+    if not handler.bus:
+        handler_install_bus()
+
+
 def uninstall():
     """Give SIGSEGV back to whom it was taken from; raw accesses to windows kill from now on."""
     global python_handler_before
@@ -111,9 +118,10 @@ cdef int check_owner() except -1:
     if not handler.installed:
         return 0
     if not handler_owns():
+        taken = "SIGSEGV or SIGBUS" if handler.bus else "SIGSEGV"
         handler_retake()
         warnings.warn(
-            "SIGSEGV was taken from realmem (by faulthandler.enable(), perhaps); realmem took it "
+            f"{taken} was taken from realmem (by faulthandler.enable(), perhaps); realmem took it "
             "back and passes faults that are not its own on. Enable faulthandler before the "
             "first spawn()", RuntimeWarning, stacklevel=levels_to_caller())
     elif handler.notify == NULL and listen():

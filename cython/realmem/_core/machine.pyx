@@ -42,7 +42,7 @@ cdef enum:
 EVENT_NAMES = (
     "pgfree", "pgfault", "pgmajfault", "pgreuse", "allocstall_dma", "allocstall_dma32",
     "allocstall_normal", "allocstall_movable", "kswapd_wake", "sigsegv", "map_fill",
-    "map_flush", "mprotect", "spurious", "forbidden", "unused15",
+    "map_flush", "mprotect", "spurious", "forbidden", "uffd_continue",
 )
 
 

@@ -11,13 +11,34 @@ from realmem._kernel.mmap cimport mm_maps
 from realmem._kernel.pgtable cimport mmu_exit, mmu_init
 from realmem._kernel.rmap cimport rmap_place, rmap_places
 from realmem._kernel.shmem cimport shmem_create, shmem_put
+from realmem._kernel.uffd cimport uffd_open
 from realmem.types cimport PAGE_SHIFT, pfn_to_page
 
+import os
 import time
 import weakref
 
 from realmem.errors import OutOfMemory
 from realmem.layout import GFP
+
+
+cdef set descriptors = set()        # userfaultfd's, of this process
+cdef bint closed_in_children = False
+
+
+# A child that os.fork() makes has no use for them: what it inherits is of its parent's memory.
+cdef int close_in_children() except -1:
+    global closed_in_children
+    if not closed_in_children:
+        closed_in_children = True
+        os.register_at_fork(after_in_child=close_descriptors)
+    return 0
+
+
+def close_descriptors():
+    """Close what was opened for this process's parent."""
+    while descriptors:
+        os.close(descriptors.pop())
 
 
 @cython.no_gc_clear
@@ -51,6 +72,7 @@ cdef class Mmu:
         self.u.mmap_min_addr = 65536
         self.u.fault_around = 65536
         self.u.runs = 1
+        self.u.uffd = -1
         self.clock_s = time.monotonic()
         self.clock_cycles = cycles()
         if mmu_init(&self.u) != 0:
@@ -59,8 +81,29 @@ cdef class Mmu:
     def __dealloc__(self):
         fault_costs_free(&self.u)
 
+    def open_userfaultfd(self):
+        """
+        Have raw faults filled through userfaultfd from now on.
+
+        :return: 0, or why the host refuses: an errno, ENOSYS where its kernel lacks a part.
+        """
+        cdef int fd
+        if self.u.uffd < 0:
+            fd = uffd_open()
+            if fd < 0:
+                return -fd
+            if not descriptors:
+                close_in_children()
+            descriptors.add(fd)
+            self.u.uffd = fd
+        return 0
+
     def close(self):
         """Give the frames back; every address space has been ended before."""
+        if self.u.uffd in descriptors:
+            descriptors.discard(self.u.uffd)
+            os.close(self.u.uffd)
+        self.u.uffd = -1
         for reference in list(self.shmems.values()):
             object = reference()
             if object is not None:

@@ -1,11 +1,15 @@
 # The host VMAs of a window, from the page tables.  Signal-safe; mm.lock held.
 from libc.stdint cimport int64_t, uint64_t
 
-from realmem._kernel.mm_types cimport HOST_NOACC, HOST_NONE, mm_struct, pte_host, pte_with_host
+from realmem._kernel.mm_types cimport (
+    HOST_NOACC, HOST_NONE, HOST_WRITE, mm_struct, pte_host, pte_with_host,
+)
 from realmem._kernel.run cimport run_bit
 from realmem._kernel.window cimport windows
 from realmem.compiler cimport SEQ_CST, atomic64_add_return
 from realmem.types cimport PAGE_SHIFT, page_run
+
+cdef enum: BY_UFFD = 1 << 54            # in views only: in a VMA that is registered
 
 # The edges on both sides of one page.
 cdef int edges_around(mm_struct* mm, uint64_t addr, uint64_t* pte) noexcept nogil
@@ -22,11 +26,12 @@ cdef int64_t count_edges_locked(mm_struct* mm) noexcept nogil
 # What the host has where an entry stands, as an entry: the run's frame where that one says
 # nothing.
 cdef inline uint64_t host_view(const page_run* run, const uint64_t* pte) noexcept nogil:
-    cdef unsigned int i
-    if run == NULL or pte_host(pte[0]) != HOST_NONE:
+    cdef unsigned int i = <unsigned int>(<uint64_t>pte >> 3) & 511
+    if run == NULL or not run_bit(run.mapped, i):
         return pte[0]
-    i = <unsigned int>(<uint64_t>pte >> 3) & 511
-    if not run_bit(run.mapped, i):
+    if run.registered:              # one host VMA, whatever is open of it
+        return pte_with_host((run.pfn + i) << PAGE_SHIFT, HOST_WRITE) | <uint64_t>BY_UFFD
+    if pte_host(pte[0]) != HOST_NONE:
         return pte[0]
     return pte_with_host((run.pfn + i) << PAGE_SHIFT, HOST_NOACC)
 

@@ -18,7 +18,7 @@ cdef enum:
 # Whether the host keeps two neighbouring pages in different VMAs.
 cdef inline bint is_edge(mmu* u, uint64_t left, uint64_t right) noexcept nogil:
     cdef unsigned int a = pte_host(left)
-    if a != pte_host(right):
+    if a != pte_host(right) or (left ^ right) & <uint64_t>BY_UFFD:
         return True
     if a == HOST_NONE:
         return False

@@ -27,7 +27,7 @@ from realmem._kernel.mm_types cimport (
     is_kernel_mm, linear_page_index, mm_struct, mmu, pte_host, pte_pfn, pte_present,
     vm_area_struct, vma_slot,
 )
-from realmem._kernel.page_alloc cimport alloc_run_page
+from realmem._kernel.page_alloc cimport alloc_run_pages
 from realmem._kernel.percpu cimport count_vm_event, this_node
 from realmem._kernel.folio cimport (
     anon_folio_fault, folios_wanted, huge_zero_fault, huge_zero_wp, make_entry,
@@ -39,7 +39,7 @@ from realmem._kernel.pgtable cimport (
 from realmem._kernel.rmap cimport anon_vma_prepare
 from realmem._kernel.run cimport run_of
 from realmem._kernel.shmem cimport shmem_get_page
-from realmem._kernel.tlb cimport tlb_fill_locked, tlb_install_locked
+from realmem._kernel.tlb cimport tlb_fill_locked, tlb_install_locked, tlb_refresh_locked
 from realmem._kernel.vm_fault cimport (
     KIND_ANON, KIND_COW, KIND_REFILL, KIND_REUSE, KIND_SHARED, KIND_ZERO_PAGE, PART_ALLOC,
     PART_HOST_MAP, PART_VMA, PART_WALK, PART_ZERO_OR_COPY, fault_begins, kind_known, part_done,
@@ -51,7 +51,7 @@ from realmem._kernel.zap cimport (
 )
 from realmem.compiler cimport SEQ_CST, atomic64_add_return, likely, load64, unlikely
 from realmem.types cimport (
-    GFP_HIGHUSER_MOVABLE, HOST_SPURIOUS, PAGE_SHIFT, PAGE_SIZE, PGFAULT, PGREUSE,
+    GFP_HIGHUSER_MOVABLE, HOST_SPURIOUS, HPAGE_PMD_ORDER, PAGE_SHIFT, PAGE_SIZE, PGFAULT, PGREUSE,
     PG_anon, PG_anon_exclusive, machine, page, page_address,
     page_counts, page_run, page_to_pfn, page_zone, pfn_to_page,
 )
@@ -186,6 +186,7 @@ cdef int refill(vm_fault* f) noexcept nogil:
         count_vm_event(f.mm.mmu.m, HOST_SPURIOUS, 1)
         if pte_host(entry) >= host:
             f.pte[0] = entry
+            tlb_refresh_locked(f.mm, f.address, f.pte)
             return FAULT_OK
         if unlikely(is_huge_locked(f.mm, f.address)):
             f.pte[0] = entry
@@ -247,14 +248,14 @@ cdef inline page* anon_run_page(vm_fault* f) noexcept nogil:
     cdef mm_struct* mm = f.mm
     cdef page_run* run
     cdef page* p
-    if folios_wanted(mm, f.vma) != 0 or (
+    if folios_wanted(mm, f.vma) >> HPAGE_PMD_ORDER != 0 or (
             unlikely(f.vma.anon_vma == NULL) and anon_vma_prepare(mm, f.vma) != 0):
         return NULL
     run = mm_run_locked(mm, f.vma, f.address, f.pte)
     if run == NULL:
         return NULL
-    p = alloc_run_page(mm.mmu.m, run, <unsigned int>(f.address >> PAGE_SHIFT) & 511,
-                       policy_node(mm, f.vma, f.address, NULL), GFP_HIGHUSER_MOVABLE)
+    p = alloc_run_pages(mm.mmu.m, run, <unsigned int>(f.address >> PAGE_SHIFT) & 511, 0,
+                        policy_node(mm, f.vma, f.address, NULL), GFP_HIGHUSER_MOVABLE)
     if p != NULL:
         page_add_new_anon_rmap(mm, f.vma, f.address, p)
     return p

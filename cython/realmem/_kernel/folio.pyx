@@ -7,14 +7,16 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from realmem._kernel.huge_zero cimport huge_zero_get_locked
-from realmem._kernel.mempolicy cimport vma_alloc_pages
+from realmem._kernel.mempolicy cimport policy_node, vma_alloc_pages
+from realmem._kernel.mm_run cimport mm_run_locked
 from realmem._kernel.mm_types cimport (
     PMD_SHIFT, PTE_DIRTY, PTE_RW, PTE_SOFT_DIRTY, PTE_SPECIAL, PTRS_PER_TABLE, is_pinned,
     mm_struct, mmu, vm_area_struct,
 )
-from realmem._kernel.page_alloc cimport split_page
+from realmem._kernel.page_alloc cimport alloc_run_pages, split_page
 from realmem._kernel.pgtable cimport make_huge_locked, set_pte_locked, unmake_huge_locked
 from realmem._kernel.rmap cimport anon_vma_prepare
+from realmem._kernel.run cimport run_of
 from realmem._kernel.tlb cimport tlb_fill_locked, tlb_flush_locked
 from realmem._kernel.vm_fault cimport (
     KIND_ANON, PART_ALLOC, PART_HOST_MAP, PART_ZERO_OR_COPY, kind_known, part_done, vm_fault,
@@ -23,7 +25,7 @@ from realmem._kernel.zap cimport page_add_new_anon_rmap
 from realmem.compiler cimport SEQ_CST, atomic64_add_return, fls
 from realmem.types cimport (
     GFP_DIRECT_RECLAIM, GFP_HIGHUSER_MOVABLE, GFP_KSWAPD_RECLAIM, GFP_NOMEMALLOC, GFP_NOWARN,
-    HPAGE_PMD_ORDER, PAGE_SHIFT, PAGE_SIZE, page, page_address, page_to_pfn,
+    HPAGE_PMD_ORDER, PAGE_SHIFT, PAGE_SIZE, page, page_address, page_run, page_to_pfn,
 )
 
 cdef enum:
@@ -54,7 +56,9 @@ cdef int anon_folio_fault(vm_fault* f) noexcept nogil:
             continue
         if anon_vma_prepare(mm, vma) != 0:
             return -1
-        p = vma_alloc_pages(mm, vma, f.address, FOLIO_GFP, order, NULL)
+        p = run_folio(f, first, order)
+        if p == NULL:
+            p = vma_alloc_pages(mm, vma, f.address, FOLIO_GFP, order, NULL)
         count(u, order, p != NULL)
         if p == NULL:
             continue
@@ -68,6 +72,21 @@ cdef int anon_folio_fault(vm_fault* f) noexcept nogil:
         f.order = order
         return 0
     return -1
+
+
+# The frames that a run keeps for a folio's pages, so that the host keeps neighbours in one VMA;
+# NULL: none.  Where 2 MiB are wanted there is no room for runs either.
+cdef page* run_folio(vm_fault* f, uint64_t* first, unsigned int order) noexcept nogil:
+    cdef mm_struct* mm = f.mm
+    cdef page_run* run
+    if folios_wanted(mm, f.vma) >> HPAGE_PMD_ORDER != 0 or (
+            not f.hardware and run_of(mm.mmu.m, first) == NULL):
+        return NULL
+    run = mm_run_locked(mm, f.vma, f.address, first)
+    if run == NULL:
+        return NULL
+    return alloc_run_pages(mm.mmu.m, run, <unsigned int>(<uint64_t>first >> 3) & 511, order,
+                           policy_node(mm, f.vma, f.address, NULL), FOLIO_GFP)
 
 
 cdef int huge_zero_fault(vm_fault* f) noexcept nogil:

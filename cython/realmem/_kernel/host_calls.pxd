@@ -68,6 +68,13 @@ cdef extern from *:
         rm_hostcall(SYS_munmap, from, (long)len, 0, 0, 0, 0);
         return (int)rc;
     }
+    /* The same without access, and nothing of it in the host's page tables. */
+    static inline int rm_host_map_empty(uint64_t at, uint64_t len, int fd, uint64_t off)
+    {
+        long rc = rm_hostcall(SYS_mmap, (long)at, (long)len, PROT_NONE, MAP_SHARED | MAP_FIXED,
+                              fd, (long)off);
+        return rc < 0 && rc > -4096 ? (int)rc : 0;
+    }
     /* A private copy of frames of fd: stores do not reach them. */
     static inline int rm_host_map_private(uint64_t at, uint64_t len, int fd, uint64_t off)
     {
@@ -163,6 +170,8 @@ cdef extern from *:
                                uint64_t offset) noexcept nogil
     int host_map_closed "rm_host_map_closed"(uint64_t at, uint64_t length, int fd,
                                              uint64_t offset) noexcept nogil
+    int host_map_empty "rm_host_map_empty"(uint64_t at, uint64_t length, int fd,
+                                           uint64_t offset) noexcept nogil
     int host_map_private "rm_host_map_private"(uint64_t at, uint64_t length, int fd,
                                                uint64_t offset) noexcept nogil
     int host_map_zero "rm_host_map_zero"(uint64_t at, uint64_t length) noexcept nogil

@@ -6,7 +6,7 @@ from realmem.types cimport page_run
 
 # The run for an empty entry that a raw store is to fill: the table's, or a new one where all that
 # the table covers is one VMA's; NULL: none.
-# Preconditions: mm.lock held; it is private memory, and no larger folio is wanted.
+# Preconditions: mm.lock held; it is private memory, and no folio of 2 MiB is wanted.
 cdef page_run* mm_run_locked(mm_struct* mm, const vm_area_struct* vma, uint64_t addr,
                              uint64_t* pte) noexcept nogil
 

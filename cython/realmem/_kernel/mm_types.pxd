@@ -234,6 +234,7 @@ cdef struct mmu:
     int64_t admin_reserve       # pages
     int64_t user_reserve        # pages
     int32_t overcommit          # vm.overcommit_memory
+    int uffd                    # userfaultfd by which runs are opened; -1: mprotect does it
     int64_t stack_guard_gap     # bytes
     uint64_t mmap_min_addr
     # Folios of more than a page, bit by order: for every VMA, and for those that asked.

@@ -294,7 +294,8 @@ cdef int mm_walk(mm_struct* mm, uint64_t id, uint64_t addr, uint64_t* address_re
     # What the host has of a run is shown where the entry says nothing of it.
     if level < 0 and steps == 4 and addr < <uint64_t>TASK_SIZE:
         pte = pte_offset_locked(mm, addr)
-        entry_ret[3] |= host_view(run_of(mm.mmu.m, pte), pte) & <uint64_t>PTE_HOST_MASK
+        if run_of(mm.mmu.m, pte) != NULL and not run_of(mm.mmu.m, pte).registered:
+            entry_ret[3] |= host_view(run_of(mm.mmu.m, pte), pte) & <uint64_t>PTE_HOST_MASK
     # A store or a load through a huge entry shows in one of the 512 behind it.
     if addr < <uint64_t>TASK_SIZE and entry_ret[steps - 1] & PTE_PSE:
         entry_ret[steps - 1] |= huge_bits_locked(mm, addr)

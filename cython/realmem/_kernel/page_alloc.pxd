@@ -22,11 +22,12 @@ cdef page* alloc_page_interleave(machine* m, int nid, uint32_t gfp,
 cdef uint64_t alloc_pages_bulk(machine* m, int nid, uint32_t gfp, uint64_t n,
                                uint64_t* pfns_ret) noexcept nogil
 
-# Allocate frame i of a run, as the request for one page would be served: counted as it, and only
-# where it would be served by the run's zone at once.  NULL: make the request.
+# Allocate 2**order frames of a run from i, a multiple of that, on, as the request for them would
+# be served: counted as it, and only where it would be served by the run's zone at once.
+# Returns: NULL: make the request.
 # Preconditions: the lock of the address space whose run it is.
-cdef page* alloc_run_page(machine* m, page_run* run, unsigned int i, int nid,
-                          uint32_t gfp) noexcept nogil
+cdef page* alloc_run_pages(machine* m, page_run* run, unsigned int i, unsigned int order,
+                           int nid, uint32_t gfp) noexcept nogil
 
 # Split an allocated block into order-0 pages that are freed one by one.
 # Mirrors: split_page().

@@ -471,8 +471,8 @@ cdef uint64_t alloc_pages_bulk(machine* m, int nid, uint32_t gfp, uint64_t n,
     return i
 
 
-cdef page* alloc_run_page(machine* m, page_run* run, unsigned int i, int nid,
-                          uint32_t gfp) noexcept nogil:
+cdef page* alloc_run_pages(machine* m, page_run* run, unsigned int i, unsigned int order,
+                           int nid, uint32_t gfp) noexcept nogil:
     cdef int highest = gfp_zone(gfp)
     cdef cpu_area* area
     cdef zone* z
@@ -481,12 +481,12 @@ cdef page* alloc_run_page(machine* m, page_run* run, unsigned int i, int nid,
         return NULL                     # the request is the one that may fail
     area = area_enter_here(m)
     z = m.zonelists[(area.nid if nid < 0 else nid) * 2 * MAX_NR_ZONES + highest][0]
-    if z == run.z and above_high_mark(z, highest, 0):
-        p = run_take(run, i)
+    if z == run.z and above_high_mark(z, highest, order):
+        p = run_take(run, i, order)
     if p != NULL:
         zone_statistics(area, z, z, 1)
-        area.pcp[z.index].pgalloc += 1
-        if unlikely(not prep_new_page(m, p, 0, gfp, gfp_migratetype(gfp))):
+        area.pcp[z.index].pgalloc += 1 << order
+        if unlikely(not prep_new_page(m, p, order, gfp, gfp_migratetype(gfp))):
             p = NULL
     area_exit(area)
     return p

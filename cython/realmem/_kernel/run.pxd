@@ -16,9 +16,10 @@ cdef enum:
 # Returns: NULL where there is no such block, or where it would not be worth it.
 cdef page_run* run_reserve(machine* m, int nid) noexcept nogil
 
-# Frame i for its page, still as free as in a free list; NULL if it was given out or taken back.
+# 2**order frames from i, a multiple of that, on for their pages, still as free as in a free list;
+# NULL if some were given out, or all taken back.
 # Preconditions: the lock of the address space whose table has the run.
-cdef page* run_take(page_run* run, unsigned int i) noexcept nogil
+cdef page* run_take(page_run* run, unsigned int i, unsigned int order) noexcept nogil
 
 # Its table goes: what is left goes back to the free lists, the record too.
 # Preconditions: as above; the host maps nothing of it.

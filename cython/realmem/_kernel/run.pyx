@@ -36,6 +36,7 @@ cdef page_run* run_reserve(machine* m, int nid) noexcept nogil:
             run.unused = RUN_PAGES
             memset(run.used, 0, sizeof(run.used))
             memset(run.mapped, 0, sizeof(run.mapped))
+            run.registered = 0
             z.run_pages += RUN_PAGES
             z.run_at[(run.pfn >> PAGEBLOCK_ORDER) - z.pageblock_start] = run
             link(run)
@@ -51,18 +52,19 @@ cdef bint has_plenty(zone* z) noexcept nogil:
                     + (z.managed_pages >> ROOM_SHIFT) + RUN_PAGES))
 
 
-cdef page* run_take(page_run* run, unsigned int i) noexcept nogil:
+cdef page* run_take(page_run* run, unsigned int i, unsigned int order) noexcept nogil:
     cdef zone* z = run.z
     cdef page* p = NULL
-    if run_bit(run.used, i):
+    cdef int64_t n = <int64_t>1 << order
+    if not all_unused(run, i, order):
         return NULL
     spin_lock(&z.lock)
     if run.unused > 0:
         p = pfn_to_page(z.machine, run.pfn + i)
-        run.used[i >> 6] |= <uint64_t>1 << (i & 63)
-        run.unused -= 1
-        z.free_pages -= 1
-        z.run_pages -= 1
+        set_used(run, i, order)
+        run.unused -= n
+        z.free_pages -= n
+        z.run_pages -= n
         if run.unused == 0:
             unlink(run)
     spin_unlock(&z.lock)
@@ -111,7 +113,17 @@ cdef bint next_block(const page_run* run, unsigned int* i_ref,
     return True
 
 
-cdef bint all_unused(const page_run* run, unsigned int i, unsigned int order) noexcept nogil:
+cdef inline void set_used(page_run* run, unsigned int i, unsigned int order) noexcept nogil:
+    cdef unsigned int word
+    if order < 6:
+        run.used[i >> 6] |= ((<uint64_t>1 << (1 << order)) - 1) << (i & 63)
+        return
+    for word in range(i >> 6, (i + (1 << order)) >> 6):
+        run.used[word] = ~<uint64_t>0
+
+
+cdef inline bint all_unused(const page_run* run, unsigned int i,
+                            unsigned int order) noexcept nogil:
     cdef unsigned int word
     if order < 6:
         return run.used[i >> 6] >> (i & 63) & ((<uint64_t>1 << (1 << order)) - 1) == 0

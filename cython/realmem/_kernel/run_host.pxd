@@ -2,7 +2,7 @@
 # guarded by mm.lock.
 from libc.stdint cimport uint64_t
 
-from realmem._kernel.mm_types cimport HOST_NONE, mm_struct, pte_host, pte_pfn
+from realmem._kernel.mm_types cimport HOST_NONE, mm_struct, mmu, pte_host, pte_pfn
 from realmem._kernel.run cimport run_bit, run_of
 from realmem.types cimport machine, page_run
 
@@ -21,12 +21,14 @@ cdef inline bint is_run_page(const page_run* run, const uint64_t* pte,
 
 # Whether to map the chunk of an entry that is to become `value`: the host has nothing of it, and
 # so many of its pages are in use that the others are likely to be.
-cdef bint chunk_is_due(const page_run* run, const uint64_t* pte, uint64_t value) noexcept nogil
+cdef bint chunk_is_due(const mmu* u, const page_run* run, const uint64_t* pte,
+                       uint64_t value) noexcept nogil
 
-# Map the run's frames over a chunk without access, and open what was mapped of them before.
+# Map the run's frames over a chunk without access, and open what was mapped of them before; with
+# userfaultfd, over all that the run has (run_uffd.pxd).
 # What the host refuses, or pins and other frames forbid, is left as it is.
-# Preconditions: no scratch page in it; the run's table covers it.
-cdef void map_chunk_locked(mm_struct* mm, uint64_t start, page_run* run) noexcept nogil
+# Preconditions: the address space has no scratch page; the run's table covers it.
+cdef void map_chunk_locked(mm_struct* mm, uint64_t addr, page_run* run) noexcept nogil
 
 # The host has something else, or nothing, where n entries from pte on stand.
 cdef void forget_mapped(const machine* m, const uint64_t* pte, uint64_t n) noexcept nogil

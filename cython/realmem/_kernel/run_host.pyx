@@ -15,10 +15,12 @@ from realmem._kernel.host_calls cimport (
     host_map_closed, host_protect, mutex, mutex_lock, mutex_trylock, mutex_unlock,
 )
 from realmem._kernel.mm_types cimport (
-    HOST_READ, HOST_WRITE, host_address, is_pinned, mmu, pte_with_host,
+    HOST_READ, HOST_WRITE, PMD_SHIFT, host_address, is_pinned, mmu, pte_with_host,
 )
+from realmem._kernel.run_uffd cimport map_registered_locked
 from realmem._kernel.percpu cimport count_vm_event
 from realmem._kernel.pgtable cimport pte_offset_locked
+from realmem._kernel.run cimport RUN_PAGES
 from realmem.types cimport HOST_MAP_FILL, HOST_MPROTECT, PAGE_SHIFT
 
 cdef extern from *:
@@ -32,13 +34,16 @@ cdef enum:
 cdef mutex fork_lock            # held while a mapping is made elsewhere; innermost, only tried
 
 
-cdef bint chunk_is_due(const page_run* run, const uint64_t* pte, uint64_t value) noexcept nogil:
+cdef bint chunk_is_due(const mmu* u, const page_run* run, const uint64_t* pte,
+                       uint64_t value) noexcept nogil:
     cdef unsigned int i = <unsigned int>(<uint64_t>pte >> 3) & 511
     cdef unsigned int chunk = i >> 6
     cdef int used
     if (run.mapped[chunk] != 0 or pte_pfn(value) != run.pfn + i
             or pte_host(pte[0]) != HOST_NONE):
         return False
+    if u.uffd >= 0:
+        return run.unused <= RUN_PAGES - 2
     used = popcount(run.used[chunk])
     if run.unused == 0:
         return used >= HALF
@@ -46,7 +51,8 @@ cdef bint chunk_is_due(const page_run* run, const uint64_t* pte, uint64_t value)
             or (chunk < 7 and popcount(run.used[chunk + 1]) >= MOST))
 
 
-cdef void map_chunk_locked(mm_struct* mm, uint64_t start, page_run* run) noexcept nogil:
+cdef void map_chunk_locked(mm_struct* mm, uint64_t addr, page_run* run) noexcept nogil:
+    cdef uint64_t start = chunk_start(addr)
     cdef uint64_t* pte = pte_offset_locked(mm, start)
     cdef uint64_t first = (<uint64_t>pte >> 3) & 511
     cdef uint64_t pfn = run.pfn + first
@@ -54,6 +60,9 @@ cdef void map_chunk_locked(mm_struct* mm, uint64_t start, page_run* run) noexcep
     cdef int64_t before
     cdef uint64_t i
     cdef int rc
+    if u.uffd >= 0:
+        map_registered_locked(mm, addr & ~<uint64_t>((1 << PMD_SHIFT) - 1), run)
+        return
     for i in range(CHUNK_PAGES):
         if pte_host(pte[i]) != HOST_NONE and pte_pfn(pte[i]) != pfn + i:
             return

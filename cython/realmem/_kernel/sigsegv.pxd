@@ -13,6 +13,7 @@ cdef struct handler_state:
     # the Python side, since nothing here may name it.  Async-signal-safe.
     void (*notify)() noexcept nogil
     fault_record records[512]   # NR_FAULT_RECORDS
+    int bus                     # installed for SIGBUS as well
 cdef handler_state handler
 
 # Remember who has SIGSEGV now: faults that are not ours go there.  To be called before
@@ -21,6 +22,8 @@ cdef int handler_save() noexcept nogil
 # Take SIGSEGV; whoever has it now is not asked.
 # Returns: 0 or -errno, as do the others.
 cdef int handler_install() noexcept nogil
+# Take SIGBUS as well, and whoever has it gets what is not ours.
+cdef int handler_install_bus() noexcept nogil
 # Take it back from one who took it later, and chain to that one from now on.
 cdef int handler_retake() noexcept nogil
 # Give SIGSEGV back to whom handler_save() saw.

@@ -44,8 +44,10 @@ cdef extern from *:
     static __thread int rm_chained_times __attribute__((tls_model("initial-exec")));
     static __thread int rm_chaining __attribute__((tls_model("initial-exec")));
 
-    static struct sigaction rm_saved;           /* whom to chain to */
-    static volatile int rm_retaken;             /* rm_saved came after us */
+    /* Of SIGSEGV, and of SIGBUS where userfaultfd tells by it. */
+    static struct sigaction rm_saved[2];        /* whom to chain to */
+    static volatile int rm_retaken[2];          /* rm_saved came after us */
+    #define rm_which(sig) ((sig) == SIGBUS)
 
     static inline int rm_get_depth(void) { return *(volatile int *)&rm_depth; }
     static inline void rm_set_depth(int d) { *(volatile int *)&rm_depth = d; }
@@ -57,12 +59,12 @@ cdef extern from *:
                                            __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
     }
 
-    static int rm_save_action(int retaken)
+    static int rm_save_action(int sig, int retaken)
     {
-        rm_retaken = retaken;
-        return sigaction(SIGSEGV, NULL, &rm_saved) ? -errno : 0;
+        rm_retaken[rm_which(sig)] = retaken;
+        return sigaction(sig, NULL, &rm_saved[rm_which(sig)]) ? -errno : 0;
     }
-    static int rm_install(void (*fn)(int, siginfo_t *, void *))
+    static int rm_install(int sig, void (*fn)(int, siginfo_t *, void *))
     {
         struct sigaction sa;
         memset(&sa, 0, sizeof sa);
@@ -70,16 +72,17 @@ cdef extern from *:
         sa.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
         sigfillset(&sa.sa_mask);
         sigdelset(&sa.sa_mask, SIGSEGV);
-        return sigaction(SIGSEGV, &sa, NULL) ? -errno : 0;
+        sigdelset(&sa.sa_mask, SIGBUS);
+        return sigaction(sig, &sa, NULL) ? -errno : 0;
     }
-    static int rm_uninstall(void)
+    static int rm_uninstall(int sig)
     {
-        return sigaction(SIGSEGV, &rm_saved, NULL) ? -errno : 0;
+        return sigaction(sig, &rm_saved[rm_which(sig)], NULL) ? -errno : 0;
     }
-    static int rm_owns(void (*fn)(int, siginfo_t *, void *))
+    static int rm_owns(int sig, void (*fn)(int, siginfo_t *, void *))
     {
         struct sigaction now;
-        return sigaction(SIGSEGV, NULL, &now) == 0 && (now.sa_flags & SA_SIGINFO)
+        return sigaction(sig, NULL, &now) == 0 && (now.sa_flags & SA_SIGINFO)
                && now.sa_sigaction == fn;
     }
     static void rm_default(int sig, const siginfo_t *info)
@@ -96,10 +99,10 @@ cdef extern from *:
        context untouched. */
     static void rm_chain(int sig, siginfo_t *info, void *context, uint64_t ip)
     {
-        struct sigaction to = rm_saved;
+        struct sigaction to = rm_saved[rm_which(sig)];
         uint64_t addr = (uint64_t)info->si_addr;
         sigset_t mask, before;
-        if (rm_retaken) {
+        if (rm_retaken[rm_which(sig)]) {
             if (rm_chained_ip != ip || rm_chained_addr != addr)
                 rm_chained_times = 0;
             rm_chained_ip = ip;
@@ -179,11 +182,12 @@ cdef extern from *:
     int get_depth "rm_get_depth"() noexcept nogil
     void set_depth "rm_set_depth"(int depth) noexcept nogil
     bint claim "rm_claim"(int* state) noexcept nogil
-    int save_action "rm_save_action"(bint retaken) noexcept nogil
-    int install_action "rm_install"(void (*fn)(int, siginfo_t*, void*) noexcept nogil) \
+    int SIGSEGV, SIGBUS
+    int save_action "rm_save_action"(int sig, bint retaken) noexcept nogil
+    int install_action "rm_install"(int sig, void (*fn)(int, siginfo_t*, void*) noexcept nogil) \
         noexcept nogil
-    int uninstall_action "rm_uninstall"() noexcept nogil
-    bint owns_action "rm_owns"(void (*fn)(int, siginfo_t*, void*) noexcept nogil) \
+    int uninstall_action "rm_uninstall"(int sig) noexcept nogil
+    bint owns_action "rm_owns"(int sig, void (*fn)(int, siginfo_t*, void*) noexcept nogil) \
         noexcept nogil
     void chain "rm_chain"(int sig, siginfo_t* info, void* context, uint64_t ip) noexcept nogil
     const char* probe_page "rm_probe_page"
@@ -202,9 +206,10 @@ cdef void on_sigsegv(int sig, siginfo_t* info, void* context) noexcept nogil:
     cdef bint served = False
     if likely(depth == 0):
         set_depth(1)
-        # Only a page fault (MAPERR or ACCERR) has an address; an instruction fetch from a
-        # window is a wild jump, which no page could let complete.
-        if likely((info.si_code == FAULT_MAPERR or info.si_code == FAULT_ACCERR)
+        # Only a page fault (MAPERR or ACCERR; of SIGBUS, BUS_ADRERR) has an address; an
+        # instruction fetch from a window is a wild jump, which no page could let complete.
+        if likely((info.si_code == FAULT_ACCERR
+                   or (info.si_code == FAULT_MAPERR and sig == SIGSEGV))
                   and access != FAULT_EXEC):
             served = serve(addr, access, entered)
         set_depth(0)
@@ -312,34 +317,53 @@ cdef void record(mm_struct* mm, uint64_t addr, int access, int code) noexcept no
 # ---- install and uninstall --------------------------------------------------
 
 cdef int handler_save() noexcept nogil:
-    return save_action(False)
+    return save_action(SIGSEGV, False)
 
 
 cdef int handler_install() noexcept nogil:
     cdef int rc
     spare_take()
-    rc = install_action(on_sigsegv)
+    rc = install_action(SIGSEGV, on_sigsegv)
     if rc == 0:
         handler.installed = 1
     return rc
 
 
-cdef int handler_retake() noexcept nogil:
-    cdef int rc = save_action(True)
+cdef int handler_install_bus() noexcept nogil:
+    cdef int rc = save_action(SIGBUS, False)
     if rc == 0:
-        rc = install_action(on_sigsegv)
+        rc = install_action(SIGBUS, on_sigsegv)
+    if rc == 0:
+        handler.bus = 1
+    return rc
+
+
+cdef int handler_retake() noexcept nogil:
+    cdef int rc = 0
+    if not owns_action(SIGSEGV, on_sigsegv):
+        rc = save_action(SIGSEGV, True)
+        if rc == 0:
+            rc = install_action(SIGSEGV, on_sigsegv)
+    if rc == 0 and handler.bus and not owns_action(SIGBUS, on_sigsegv):
+        rc = save_action(SIGBUS, True)
+        if rc == 0:
+            rc = install_action(SIGBUS, on_sigsegv)
     return rc
 
 
 cdef int handler_uninstall() noexcept nogil:
-    cdef int rc = uninstall_action()
+    cdef int rc = uninstall_action(SIGSEGV)
     if rc == 0:
         handler.installed = 0
+    if rc == 0 and handler.bus:
+        rc = uninstall_action(SIGBUS)
+        handler.bus = 0
     return rc
 
 
 cdef bint handler_owns() noexcept nogil:
-    return owns_action(on_sigsegv)
+    return owns_action(SIGSEGV, on_sigsegv) and (
+        not handler.bus or owns_action(SIGBUS, on_sigsegv))
 
 
 cdef int handler_probe(uint64_t* samples, int n) noexcept nogil:

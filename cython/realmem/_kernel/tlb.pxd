@@ -15,6 +15,10 @@ from realmem._kernel.mm_types cimport mm_struct
 cdef int tlb_install_locked(mm_struct* mm, uint64_t addr, uint64_t* pte, uint64_t value,
                             unsigned int host) noexcept nogil
 
+# The host says that it has nothing, where the entry says that it has: with userfaultfd, what it
+# reclaimed or never filled.  Have it mapped again.
+cdef void tlb_refresh_locked(mm_struct* mm, uint64_t addr, uint64_t* pte) noexcept nogil
+
 # Make the host map what the entries of [start, end) map and it does not yet: one call for a
 # run of frames that follow each other.  What the budget or the host has no room for is left
 # to faults.

@@ -28,8 +28,10 @@ from realmem._kernel.percpu cimport count_vm_event
 from realmem._kernel.pgtable cimport next_table_locked, pte_offset_locked, set_pte_locked
 from realmem._kernel.run cimport run_of
 from realmem._kernel.run_host cimport (
-    CHUNK_SIZE, chunk_is_due, chunk_start, forget_mapped, forget_page, is_run_page,
-    map_chunk_locked, maps_any,
+    chunk_is_due, forget_mapped, forget_page, is_run_page, map_chunk_locked, maps_any,
+)
+from realmem._kernel.run_uffd cimport (
+    discard_registered, is_registered, open_registered, protect_registered, refresh_registered,
 )
 from realmem._kernel.spare cimport spare_drop, spare_take
 from realmem._kernel.window cimport windows
@@ -58,9 +60,9 @@ cdef int tlb_install_locked(mm_struct* mm, uint64_t addr, uint64_t* pte, uint64_
     cdef int rc = 0
     if unlikely(host != HOST_NONE and peek64(&windows.host_vmas) >= mm.mmu.vma_budget):
         relieve(mm)
-    if (run != NULL and host != HOST_NONE and chunk_is_due(run, pte, value)
-            and not scratch_in(mm, chunk_start(page_addr), chunk_start(page_addr) + CHUNK_SIZE)):
-        map_chunk_locked(mm, chunk_start(page_addr), run)
+    if (run != NULL and host != HOST_NONE and mm.nr_scratch == 0
+            and chunk_is_due(mm.mmu, run, pte, value)):
+        map_chunk_locked(mm, page_addr, run)
     total = mm.host_edges
     before = edges_around(mm, page_addr, pte)
     current = pte_host(pte[0])
@@ -82,6 +84,27 @@ cdef int tlb_install_locked(mm_struct* mm, uint64_t addr, uint64_t* pte, uint64_
     return rc
 
 
+# With userfaultfd a run is mapped as a whole, before pages of it are opened.
+cdef inline void map_run_if_due(mm_struct* mm, uint64_t addr, const uint64_t* pte) noexcept nogil:
+    cdef page_run* run = run_of(mm.mmu.m, pte)
+    if (run != NULL and mm.mmu.uffd >= 0 and mm.nr_scratch == 0
+            and chunk_is_due(mm.mmu, run, pte, pte[0])):
+        map_chunk_locked(mm, addr, run)
+
+
+cdef void tlb_refresh_locked(mm_struct* mm, uint64_t addr, uint64_t* pte) noexcept nogil:
+    cdef uint64_t entry = pte[0]
+    cdef unsigned int host = pte_host(entry)
+    cdef uint64_t page_addr = addr & ~<uint64_t>(PAGE_SIZE - 1)
+    if mm.mmu.uffd < 0 or host < HOST_READ:
+        return
+    if is_registered(mm.mmu.m, pte):
+        refresh_registered(mm.mmu, host_address(mm, page_addr), host)
+    else:
+        tlb_flush_locked(mm, page_addr, page_addr + PAGE_SIZE)
+        tlb_install_locked(mm, addr, pte, entry, host)
+
+
 # Make the host map the PTE's frame with the access of `host`; sets the host bits.
 cdef int host_install(mm_struct* mm, uint64_t addr, uint64_t* pte,
                       unsigned int host) noexcept nogil:
@@ -94,7 +117,9 @@ cdef int host_install(mm_struct* mm, uint64_t addr, uint64_t* pte,
     cdef int tries = FILL_TRIES
     while tries > 0:
         tries -= 1
-        if pte_host(pte[0]) != HOST_NONE:
+        if is_registered(u.m, pte):
+            rc = open_registered(u, at, PAGE_SIZE, pte_host(pte[0]), host)
+        elif pte_host(pte[0]) != HOST_NONE:
             rc = host_protect(at, PAGE_SIZE, prot)
             count_vm_event(u.m, HOST_MPROTECT, 1)
         else:
@@ -139,11 +164,13 @@ cdef bint fill_table(mm_struct* mm, uint64_t start, uint64_t end) noexcept nogil
     cdef uint64_t* pte = pte_offset_locked(mm, start)
     cdef uint64_t left = (end - start) >> PAGE_SHIFT
     cdef uint64_t addr = start
-    cdef uint64_t pfn, n, i
+    cdef uint64_t n, i
+    cdef unsigned int host
     cdef int64_t before, room
-    cdef int nid, prot
+    cdef int rc
     if pte == NULL:
         return True
+    map_run_if_due(mm, start, pte)
     before = edges_in(mm, start, end)
     room = max(mm.mmu.vma_budget - peek64(&windows.host_vmas), 1)   # for the fault at hand
     while left > 0:
@@ -151,17 +178,18 @@ cdef bint fill_table(mm_struct* mm, uint64_t start, uint64_t end) noexcept nogil
         if n == 0:
             n = 1
         else:
-            pfn = pte_pfn(pte[0])
-            nid = page_zone(u.m, pfn_to_page(u.m, pfn)).nid
-            prot = PROT_READ | PROT_WRITE if pte[0] & PTE_RW else PROT_READ
-            room -= 1
-            if room < 0 or host_map(host_address(mm, addr), n << PAGE_SHIFT, prot, u.fds[nid],
-                                    (pfn << PAGE_SHIFT) - u.fd_phys[nid]) != 0:
+            host = HOST_WRITE if pte[0] & PTE_RW else HOST_READ
+            if is_registered(u.m, pte):
+                rc = open_registered(u, host_address(mm, addr), n << PAGE_SHIFT, HOST_NONE, host)
+            else:
+                room -= 1
+                if room < 0:
+                    break
+                rc = map_run(mm, addr, pte, n, host)
+            if rc != 0:
                 break
-            count_vm_event(u.m, HOST_MAP_FILL, 1)
-            forget_mapped(u.m, pte, n)
             for i in range(n):
-                pte[i] = pte_with_host(pte[i], HOST_WRITE if pte[0] & PTE_RW else HOST_READ)
+                pte[i] = pte_with_host(pte[i], host)
         pte += n
         addr += n << PAGE_SHIFT
         left -= n
@@ -170,18 +198,35 @@ cdef bint fill_table(mm_struct* mm, uint64_t start, uint64_t end) noexcept nogil
     return left == 0
 
 
-# How many entries from `pte` on map frames that one host mapping can hold; 0 for one that is
-# empty, or that the host has already.
+# Map n frames that follow each other: 0 or -errno.
+cdef int map_run(mm_struct* mm, uint64_t addr, const uint64_t* pte, uint64_t n,
+                 unsigned int host) noexcept nogil:
+    cdef mmu* u = mm.mmu
+    cdef uint64_t pfn = pte_pfn(pte[0])
+    cdef int nid = page_zone(u.m, pfn_to_page(u.m, pfn)).nid
+    cdef int rc = host_map(host_address(mm, addr), n << PAGE_SHIFT,
+                           PROT_READ | PROT_WRITE if host == HOST_WRITE else PROT_READ,
+                           u.fds[nid], (pfn << PAGE_SHIFT) - u.fd_phys[nid])
+    if rc == 0:
+        count_vm_event(u.m, HOST_MAP_FILL, 1)
+        forget_mapped(u.m, pte, n)
+    return rc
+
+
+# How many entries from `pte` on map frames that one host mapping can hold, or that are opened by
+# userfaultfd; 0 for one that is empty, or that the host has already.
 cdef uint64_t fillable_run(mmu* u, const uint64_t* pte, uint64_t most) noexcept nogil:
     cdef uint64_t n = 0
     cdef uint64_t first = pte[0]
+    cdef bint registered = is_registered(u.m, pte)
     cdef int nid
     if not first & PTE_PRESENT or pte_host(first) != HOST_NONE:
         return 0
     nid = page_zone(u.m, pfn_to_page(u.m, pte_pfn(first))).nid
     while (n < most and pte[n] & PTE_PRESENT and pte_host(pte[n]) == HOST_NONE
            and pte_pfn(pte[n]) == pte_pfn(first) + n and (pte[n] ^ first) & PTE_RW == 0
-           and page_zone(u.m, pfn_to_page(u.m, pte_pfn(pte[n]))).nid == nid):
+           and page_zone(u.m, pfn_to_page(u.m, pte_pfn(pte[n]))).nid == nid
+           and is_registered(u.m, pte + n) == registered):
         n += 1
     return n
 
@@ -195,6 +240,7 @@ cdef void tlb_protect_locked(mm_struct* mm, uint64_t start, uint64_t end, unsign
     cdef uint64_t* table
     cdef uint64_t* pte
     cdef unsigned int host
+    cdef bint by_uffd = False
     cdef int rc = 0
     cdef int64_t before, total
     keep_budget(mm)
@@ -204,7 +250,7 @@ cdef void tlb_protect_locked(mm_struct* mm, uint64_t start, uint64_t end, unsign
         at = addr
         table = next_table_locked(mm, &at, end)
         if table == NULL or at != addr or at & (GIB - 1) == 0:
-            rc = protect_run(mm, &first, last, most)
+            rc = protect_run(mm, &first, last, most, by_uffd)
             if table == NULL or rc != 0:
                 break
         addr = at
@@ -214,31 +260,38 @@ cdef void tlb_protect_locked(mm_struct* mm, uint64_t start, uint64_t end, unsign
             if unlikely(spare_pinned) and is_pinned(mm, addr, addr + PAGE_SIZE):
                 host = HOST_NONE
             if host > most:
+                if first != ~<uint64_t>0 and by_uffd != is_registered(mm.mmu.m, pte):
+                    rc = protect_run(mm, &first, last, most, by_uffd)
+                    if rc != 0:
+                        break
                 if first == ~<uint64_t>0:
                     first = addr
+                    by_uffd = is_registered(mm.mmu.m, pte)
                 last = addr
                 pte[0] = pte_with_host(pte[0], most)
             elif host != most and first != ~<uint64_t>0:
-                rc = protect_run(mm, &first, last, most)
+                rc = protect_run(mm, &first, last, most, by_uffd)
                 if rc != 0:
                     break
             addr += PAGE_SIZE
             if addr & ((1 << PMD_SHIFT) - 1) == 0:
                 break
     if rc == 0:
-        rc = protect_run(mm, &first, last, most)
+        rc = protect_run(mm, &first, last, most, by_uffd)
     if rc != 0:                     # no room to split host VMAs: take everything away
         tlb_flush_window_locked(mm)
     elif mm.host_edges == total:
         add_edges(mm, edges_in(mm, start, end) - before)
 
 
-cdef int protect_run(mm_struct* mm, uint64_t* first_ref, uint64_t last,
-                     unsigned int most) noexcept nogil:
+cdef int protect_run(mm_struct* mm, uint64_t* first_ref, uint64_t last, unsigned int most,
+                     bint by_uffd) noexcept nogil:
     cdef uint64_t first = first_ref[0]
     if first == ~<uint64_t>0:
         return 0
     first_ref[0] = ~<uint64_t>0
+    if by_uffd:
+        return protect_registered(mm.mmu, host_address(mm, first), last + PAGE_SIZE - first, most)
     count_vm_event(mm.mmu.m, HOST_MPROTECT, 1)
     return host_protect(host_address(mm, first), last + PAGE_SIZE - first,
                         PROT_READ if most == HOST_READ else PROT_NONE)
@@ -264,11 +317,30 @@ cdef void flush_part(mm_struct* mm, uint64_t start, uint64_t end) noexcept nogil
         return
     if not set_host_bits(mm, start, end, HOST_NONE, True) and not scratch_in(mm, start, end):
         return
+    if discard_part(mm, start, end):
+        return
     before = edges_in(mm, start, end)
     if clear_range(mm, start, end) == 0:
         set_host_bits(mm, start, end, HOST_NONE, False)
         add_edges(mm, edges_in_cleared(mm, start, end) - before)
     # Otherwise all windows were flushed, and counted.
+
+
+# A part of what one registered run's table covers: the run is likely to be used on.
+cdef bint discard_part(mm_struct* mm, uint64_t start, uint64_t end) noexcept nogil:
+    cdef uint64_t n = (end - start) >> PAGE_SHIFT
+    cdef uint64_t* pte
+    cdef uint64_t i
+    if mm.mmu == NULL or mm.mmu.uffd < 0 or n >= 512 or (start ^ (end - 1)) >> PMD_SHIFT != 0 or (
+            scratch_in(mm, start, end)):
+        return False
+    pte = pte_offset_locked(mm, start)
+    if pte == NULL or not discard_registered(mm, start, pte, n):
+        return False
+    for i in range(n):
+        pte[i] = pte_with_host(pte[i], HOST_NONE)
+    count_flush(mm)
+    return True
 
 
 cdef void tlb_flush_window_locked(mm_struct* mm) noexcept nogil:
@@ -343,6 +415,8 @@ cdef bint set_host_bits(mm_struct* mm, uint64_t start, uint64_t end, unsigned in
                 return True
             if host == HOST_NONE:
                 forget_mapped(mm.mmu.m, pte, n)
+            else:                           # mprotect took the whole VMA's access
+                run_of(mm.mmu.m, table).registered = 0
         while addr < end:
             pte = table + ((addr >> PAGE_SHIFT) & 511)
             if pte_host(pte[0]) != HOST_NONE:

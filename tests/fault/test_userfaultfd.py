@@ -1,0 +1,230 @@
+"""The second backend: where it differs from the first, and hosts that refuse it."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import sys
+from functools import partial
+
+import pytest
+from whole_process import run_child
+
+from realmem import Machine
+from realmem._core import probe
+from realmem.backends import choose
+from realmem.errors import HostError
+
+
+@pytest.fixture
+def child():
+    """Run code in a child whose machines use userfaultfd."""
+    if choose("auto") != "userfaultfd":
+        pytest.skip("this host refuses userfaultfd")
+    return partial(run_child, faults="userfaultfd")
+
+
+def test_scattered_stores_split_no_host_vma(child) -> None:
+    child("""
+    with one_process("64M") as (machine, p):
+        assert machine.faults == "userfaultfd"
+        n = 32 << 20
+        a = p.mmap(None, n, RW, ANON)
+        assert a % (2 << 20) == 0
+        x = array(p, a, n)
+        before = machine.hoststat
+        order = np.random.default_rng(1).permutation(n // PAGE)
+        for i in order:
+            x[i * 512] = i + 1
+        after = machine.hoststat
+        assert after["sigsegv"] - before["sigsegv"] == n // PAGE
+        # 16 runs, each one VMA; none may follow another in the pool.
+        assert after["host_vmas"] - before["host_vmas"] <= 2 * 16
+        assert [int(x[i * 512]) for i in order] == [i + 1 for i in order]
+        machine.check()
+        vmas = p.mm.core.host_vmas
+        # To write-protect, and to take pages away, splits none either.
+        p.mprotect(a + 5 * PAGE, 3 * PAGE, PROT_READ)
+        assert int(x[6 * 512]) == 7
+        p.mprotect(a + 5 * PAGE, 3 * PAGE, RW)
+        x[6 * 512] = 3
+        p.madvise(a + 100 * PAGE, 20 * PAGE, MADV_DONTNEED)
+        assert p.mm.core.host_vmas == vmas
+        kid = p.fork()
+        assert p.mm.core.host_vmas == vmas
+        kid.exit()
+        assert [int(v) for v in x[512 * 100:512 * 120:512]] == [0] * 20
+        machine.check()
+        del x
+    """)
+
+
+def test_what_the_host_drops_comes_back(child) -> None:
+    """The host may reclaim a page of its tables: the next access finds the same frame."""
+    child("""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with one_process("64M") as (machine, p):
+        n = 4 << 20
+        a, x = mapped(p, n)
+        for i in range(n // PAGE):
+            x[i * 512] = i + 1
+        frames = [pte(p, a + i * PAGE).decoded["pfn"] for i in range(n // PAGE)]
+        at = ctypes.c_void_p(p.host_address(a))
+        assert libc.madvise(at, ctypes.c_size_t(n), 4) == 0     # MADV_DONTNEED, on the host
+        assert [int(v) for v in x[::512]] == list(range(1, n // PAGE + 1))
+        assert libc.madvise(at, ctypes.c_size_t(n), 4) == 0
+        x[::512] += 1
+        kid = p.fork()
+        assert libc.madvise(at, ctypes.c_size_t(n), 4) == 0
+        x[:512 * 8:512] = 77
+        assert array(kid, a, n)[::512].tolist() == list(range(2, n // PAGE + 2))
+        assert x[:512 * 9:512].tolist() == [77] * 8 + [10]
+        kid.exit()
+        assert [pte(p, a + i * PAGE).decoded["pfn"] for i in range(8, n // PAGE)] == frames[8:]
+        machine.check()
+        del x
+    """)
+
+
+def test_whole_window_flushed_at_the_host_limit(child) -> None:
+    """At the limit of host VMAs a window is flushed, or closed by mprotect; nothing is lost."""
+    child("""
+    with one_process("64M", host_vmas=400) as (machine, p):
+        n = 24 << 20
+        a, x = mapped(p, n)
+        rng = np.random.default_rng(2)
+        for i in rng.permutation(n // PAGE):
+            x[i * 512] = i + 1
+        kids = [p.fork() for _ in range(3)]
+        for kid in kids:
+            y = array(kid, a, n)
+            for i in rng.permutation(n // PAGE)[:2000]:
+                y[i * 512] += 1
+            del y
+        for i in rng.permutation(n // PAGE)[:2000]:
+            x[i * 512] = i + 1
+        assert x[::512].tolist() == list(range(1, n // PAGE + 1))
+        machine.check()
+        assert machine.hoststat["host_vmas"] <= 400 + 64, machine.hoststat
+        del x
+    """)
+
+
+@pytest.mark.crash
+@pytest.mark.parametrize("tracebacks", [True, False])
+def test_a_bus_error_elsewhere_dies_as_ever(child, tracebacks) -> None:
+    done = child(f"""
+    import mmap, tempfile
+    if {tracebacks}:
+        faulthandler.enable()
+    with one_process("16M") as (machine, p), tempfile.TemporaryFile() as f:
+        a = p.mmap(None, PAGE, RW, ANON)
+        array(p, a, PAGE)[0] = 1
+        f.truncate(PAGE)
+        m = mmap.mmap(f.fileno(), PAGE)
+        f.truncate(0)
+        print("served", flush=True)
+        m[0]
+        print("survived")
+    """, returncode=-signal.SIGBUS)
+    assert done.stdout == "served\n"
+    assert ("Fatal Python error: Bus error" in done.stderr) == tracebacks
+
+
+def test_taken_back_when_stolen(child) -> None:
+    """Who takes SIGBUS is warned of at the next call, and passed what is not realmem's."""
+    done = child("""
+    with one_process("64M") as (machine, p):
+        n = 4 << 20
+        a, x = mapped(p, n)
+        for i in range(300):
+            x[i * 512] = i
+        signal.signal(signal.SIGBUS, signal.SIG_DFL)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            p.view(a, PAGE)
+        assert len(caught) == 1 and "SIGBUS" in str(caught[0].message), caught
+        for i in range(300, 1024):
+            x[i * 512] = i
+        assert x[::512].tolist() == list(range(1024))
+        machine.check()
+        del x
+    """)
+    assert done.stderr == ""
+
+
+def test_forbidden_accesses_are_reported(child) -> None:
+    child("""
+    with one_process("64M") as (machine, p):
+        n = 4 << 20
+        a, x = mapped(p, n)
+        x[::512] = 1
+        p.mprotect(a, n, PROT_READ)
+        error = raises(SegmentationFault, x.__setitem__, 512 * 700, 2)
+        assert error.address == a + 700 * PAGE and error.code == 2, error
+        p.mprotect(a, n, PROT_NONE)
+        error = raises(SegmentationFault, lambda: int(x[512 * 30]))
+        assert error.address == a + 30 * PAGE and error.code == 2, error
+        p.mprotect(a, n, RW)
+        assert x[::512].tolist() == [1] * 1024
+        machine.check()
+        del x
+    """)
+
+
+def test_children_of_the_host_do_not_keep_it(child) -> None:
+    child("""
+    def held():
+        links = (os.readlink(f"/proc/self/fd/{fd}") for fd in sorted(os.listdir("/proc/self/fd"))
+                 if os.path.lexists(f"/proc/self/fd/{fd}"))
+        return [link for link in links if "userfaultfd" in link]
+    with one_process("64M") as (machine, p):
+        a, x = mapped(p, 4 << 20)
+        x[::1024] = 5
+        assert len(held()) == 1
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pid = os.fork()
+        if pid == 0:
+            os._exit(len(held()))
+        assert os.waitpid(pid, 0)[1] == 0
+        x[::512] += 1
+        assert x[:4096:512].tolist() == [6, 1] * 4
+        machine.check()
+        del x
+    assert held() == []
+    """)
+
+
+def test_refused_by_seccomp(refusing) -> None:
+    done = refusing([sys.executable, "-c", """
+import realmem
+try:
+    realmem.Machine(1, "4M", faults="userfaultfd")
+except realmem.HostError as error:
+    print(error.errno, "sigsegv" in str(error))
+with realmem.Machine(1, "16M", faults="auto") as machine:
+    p = machine.spawn()
+    a = p.mmap(None, 4096, 3, 0x22)
+    p.view(a, 8)[:] = b"12345678"
+    print(machine.faults, p.read(a, 8))
+"""], deny="userfaultfd")
+    assert done.stderr == ""
+    assert done.stdout == f"{errno.EPERM} True\nsigsegv b'12345678'\n"
+
+
+@pytest.mark.parametrize("lacking", ["UFFD_FEATURE_SIGBUS", "_MINOR_SHMEM", "_WP_HUGETLBFS_SHMEM"])
+def test_an_older_kernel_lacks_a_part(monkeypatch, lacking) -> None:
+    bit = {"UFFD_FEATURE_SIGBUS": 7, "_MINOR_SHMEM": 10, "_WP_HUGETLBFS_SHMEM": 12}[lacking]
+    monkeypatch.setattr(probe, "userfaultfd", lambda user: (0, 0xFFFF & ~(1 << bit)))
+    with pytest.raises(HostError, match="kernel") as caught:
+        choose("userfaultfd")
+    assert caught.value.errno == errno.ENOSYS
+    assert choose("auto") == "sigsegv"
+
+
+def test_no_such_backend() -> None:
+    with pytest.raises(ValueError, match="'sigsegv', 'userfaultfd' or 'auto'"):
+        Machine(1, "4M", faults="signals")
+    with pytest.raises(TypeError, match="faults"):
+        Machine(1, "4M", faults=1)  # type: ignore[arg-type]

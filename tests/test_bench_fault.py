@@ -13,6 +13,7 @@ from fake_host import write
 import realmem as rm
 from realmem._bench.fault_floor import HOW, floor, write_protect
 from realmem._bench.kernel_pages import KernelPages, in_processes, load_all
+from realmem.backends import choose
 from realmem.bench import fault, fault_software
 from realmem.bench.fault_floor import floors
 from realmem.bench.fault_kernel import kernel_faults, kernel_orders
@@ -27,9 +28,28 @@ GIB = 1 << 30
 
 @pytest.fixture(scope="module")
 def machine():
-    with rm.Machine(nodes=1, memory="64M", window="1G") as machine:
+    with rm.Machine(nodes=1, memory="64M", window="1G", faults="sigsegv") as machine:
         yield machine
         machine.check()
+
+
+class Machines(dict[str, rm.Machine]):
+    """A machine of each backend, made when it is asked for."""
+
+    def __missing__(self, faults):
+        if choose("auto") != faults == "userfaultfd":
+            pytest.skip("this host refuses userfaultfd")
+        self[faults] = rm.Machine(nodes=1, memory="64M", window="1G", faults=faults)
+        return self[faults]
+
+
+@pytest.fixture(scope="module")
+def machines():
+    made = Machines()
+    yield made
+    for machine in made.values():
+        machine.check()
+        machine.close()
 
 
 @pytest.mark.parametrize(
@@ -62,19 +82,23 @@ def test_what_is_left_is_what_the_cgroup_leaves(tmp_path, limit, expected):
 
 @pytest.mark.parametrize("order", [0, 4, 9])
 @pytest.mark.parametrize("scattered", [False, True])
-def test_the_floor_follows_our_faults(machine, order, scattered):
+@pytest.mark.parametrize("faults", ["sigsegv", "userfaultfd"])
+def test_the_floor_follows_our_faults(machines, faults, order, scattered):
+    machine = machines[faults]
     n = 1024
     pages = np.random.default_rng(order).permutation(n).astype(np.uint32) if scattered else None
-    plan = FaultPlan(order, n, "some", pages)
+    plan = FaultPlan(order, n, "some", pages, faults)
     ours = dict(our_faults(machine, plan))
     assert all(ns > 0 for ns in ours.values())
-    # Single pages are opened in runs that are mapped already.
-    assert plan.calls["anonymous write"] == ("mmap" if order else "mprotect", order)
+    # Single pages are opened in runs that are mapped already; by userfaultfd, all below 2 MiB.
+    opened = {"sigsegv": {0: "mprotect"}, "userfaultfd": {0: "continue", 4: "continue"}}
+    assert plan.calls["anonymous write"] == (opened[faults].get(order, "mmap"), order)
     assert not machine.processes
     theirs = dict(floors(plan))
     assert all(ns > 0 for ns in theirs.values())
-    faults = {figure.metric for figure in ours} - {"software first touch"}
-    assert {figure.metric for figure in theirs} == faults | {"signal+mmap", "signal+mprotect"}
+    kinds = {figure.metric for figure in ours} - {"software first touch"}
+    bare = {"sigsegv": "signal+mprotect", "userfaultfd": "signal+continue"}
+    assert {figure.metric for figure in theirs} == kinds | {"signal+mmap", bare[faults]}
     kernels = {figure.metric for figure, ns in kernel_faults(plan) if ns > 0}
     assert kernels == {figure.metric for figure in ours} - {"refill"}
     # The handler is ours again.

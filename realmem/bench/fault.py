@@ -14,7 +14,9 @@ pages a fault may bring, ``who`` whose figure it is:
   fault of a single page.
 - ``floor``: a bare C handler that makes the same host calls, as many and of the same pages, and
   does nothing else; of a fork, one mprotect of what it has to protect.  ``native``: the loads
-  alone.
+  alone.  ``1 thread`` in ratios: the same by one.
+
+``faults`` says which backend a machine's faults are filled by: all that the host allows are.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from realmem.backends import SIGSEGV, choose
 from realmem.bench.fault_floor import floors
 from realmem.bench.fault_kernel import kernel_faults, kernel_fork, kernel_orders
 from realmem.bench.fault_ours import FaultPlan, our_faults, our_fork
@@ -47,10 +50,19 @@ def run(options: Options) -> Iterator[Result]:
     :param options: see :class:`realmem.bench.registry.Options`.
     :return: results: times, then ratios.
     """
+    from contextlib import ExitStack
+
     from realmem.machine import Machine
 
-    options.progress("a machine on one node")
-    with Machine(nodes=1, memory="256M", seed=options.seed) as machine:
+    options.progress("machines on one node")
+    with ExitStack() as stack:
+        machines = [
+            stack.enter_context(
+                Machine(nodes=1, memory="256M", seed=options.seed, faults=backend)
+            )
+            for backend in sorted({SIGSEGV, choose("auto")})
+        ]
+        machine = machines[0]
         node = machine.nodes[0]
         on = node.host_node
         stamps = (UNVERIFIED,) if machine.unverified else ()
@@ -61,7 +73,7 @@ def run(options: Options) -> Iterator[Result]:
             return Result("fault", figure.metric, unit, tuple(values), on, on, params, stamps)
 
         with pinned_to(cpus[:1]):
-            samples = _rounds(_steps(machine, options, cpus), options)
+            samples = _rounds(_steps(machines, options, cpus), options)
         for figure, values in samples.items():
             yield result(figure, figure.who, "ns", values)
         for figure, values in samples.items():
@@ -71,7 +83,7 @@ def run(options: Options) -> Iterator[Result]:
                     yield result(figure, f"realmem/{who}", "ratio", ratios)
 
 
-def _steps(machine: Machine, options: Options, cpus: list[int]) -> list[Step]:
+def _steps(machines: list[Machine], options: Options, cpus: list[int]) -> list[Step]:
     import numpy as np
 
     rng = np.random.default_rng(options.seed)
@@ -82,14 +94,16 @@ def _steps(machine: Machine, options: Options, cpus: list[int]) -> list[Step]:
             continue
         for pattern in ("in order", "scattered"):
             pages = rng.permutation(n).astype(np.uint32) if pattern == "scattered" else None
-            plan = FaultPlan(order, n, pattern, pages)
-            steps += [partial(our_faults, machine, plan), partial(floors, plan)]
+            for machine in machines:
+                plan = FaultPlan(order, n, pattern, pages, machine.faults)
+                steps += [partial(our_faults, machine, plan), partial(floors, plan)]
             if order in theirs:
                 steps.append(partial(kernel_faults, plan))
-    steps += [partial(our_fork, machine), kernel_fork]
+    steps += [partial(our_fork, machine) for machine in machines] + [kernel_fork]
     if not options.quick:
-        steps += thread_steps(machine, cpus[: options.threads])
-    steps += software_steps(machine, rng, options.quick)
+        for machine in machines:
+            steps += thread_steps(machine, cpus[: options.threads], machine is machines[0])
+    steps += software_steps(machines[0], rng, options.quick)
     return steps
 
 
@@ -118,6 +132,8 @@ def _compared(
     single = samples.get(figure.of("kernel").at_order(0))
     if figure.order and single is not None:
         yield "kernel 4K", single
+    if figure.threads > 1:
+        yield "1 thread", samples[figure.by_one()]
 
 
 BENCH = Bench("fault", "Cost of a page fault, beside the kernel's own", run)

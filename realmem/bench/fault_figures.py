@@ -18,6 +18,7 @@ class Figure:
     :ivar pattern: how the pages are touched.
     :ivar threads: how many at once.
     :ivar who: ``"realmem"``, ``"kernel"``, ``"floor"`` or ``"native"``.
+    :ivar faults: how a machine fills; of the kernel and of plain loads, ``"-"``.
     """
 
     metric: str
@@ -25,10 +26,20 @@ class Figure:
     pattern: str
     threads: int
     who: str
+    faults: str = "sigsegv"
+
+    def __post_init__(self) -> None:
+        """Have what no machine did be of no backend."""
+        if self.who in ("kernel", "native"):
+            object.__setattr__(self, "faults", "-")
 
     def of(self, who: str) -> Figure:
         """Give the same figure of somebody else."""
         return replace(self, who=who)
+
+    def by_one(self) -> Figure:
+        """Give the same figure of one thread."""
+        return replace(self, threads=1)
 
     def at_order(self, order: int) -> Figure:
         """Give the same figure at another order."""
@@ -37,7 +48,12 @@ class Figure:
     @property
     def params(self) -> dict[str, Param]:
         """What was fixed."""
-        return {"order": self.order, "pattern": self.pattern, "threads": self.threads}
+        return {
+            "order": self.order,
+            "pattern": self.pattern,
+            "threads": self.threads,
+            "faults": self.faults,
+        }
 
 
 # Takes some figures once: ns each.

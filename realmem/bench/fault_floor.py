@@ -27,12 +27,13 @@ def floors(plan: FaultPlan) -> Iterator[tuple[Figure, float]]:
             taken[key] = floor(n, how, order, pages, copies, same)
         return taken[key]
 
-    for how in ("mmap", "mprotect"):
+    by_uffd = plan.faults == "userfaultfd"
+    for how in ("mmap", "continue") if by_uffd else ("mmap", "mprotect"):
         yield plan.figure(f"signal+{how}", "floor"), of(how, order)
     for metric, (call, brought) in plan.calls.items():
         if metric == "cow reuse" and call == "mprotect":
             # Opened where it lies: in what was mapped by such faults as ours were.
-            ns = of("reprotect", brought)
+            ns = of("unprotect" if by_uffd else "reprotect", brought)
         else:
             same = metric == "zero page read" and brought == 0
             ns = of(call, brought, copies=metric == "cow copy", same=same)

@@ -30,6 +30,10 @@ FORK_PAGES = 8192
 BASE = 1 << 32
 
 
+# What hoststat counts, and what a floor calls it.
+CALLS = {"map_fill": "mmap", "mprotect": "mprotect", "uffd_continue": "continue"}
+
+
 @dataclass
 class FaultPlan:
     """
@@ -39,6 +43,7 @@ class FaultPlan:
     :ivar n: pages.
     :ivar pattern: its name.
     :ivar pages: permutation of page numbers; None goes up.
+    :ivar faults: how the machine fills.
     :ivar calls: by metric, the host call that most of our faults made, and the order of what one
         brought: the floor does the same.
     """
@@ -47,11 +52,12 @@ class FaultPlan:
     n: int
     pattern: str
     pages: Any
+    faults: str = "sigsegv"
     calls: dict[str, tuple[str, int]] = field(default_factory=dict)
 
     def figure(self, metric: str, who: str) -> Figure:
         """Name a figure."""
-        return Figure(metric, self.order, self.pattern, 1, who)
+        return Figure(metric, self.order, self.pattern, 1, who, self.faults)
 
 
 class _Timed:
@@ -76,12 +82,10 @@ class _Timed:
         before = self.machine.hoststat
         ns = touch(at, self.plan.n, write, self.plan.pages)
         after = self.machine.hoststat
-        maps = after["map_fill"] - before["map_fill"]
-        protects = after["mprotect"] - before["mprotect"]
-        faults = after["sigsegv"] - before["sigsegv"]
+        made = {name: after[name] - before[name] for name in (*CALLS, "sigsegv")}
         self.plan.calls[metric] = (
-            "mprotect" if protects > maps else "mmap",
-            min(self.plan.order, (self.plan.n // max(faults, 1)).bit_length() - 1),
+            CALLS[max(CALLS, key=lambda name: made[name])],
+            min(self.plan.order, (self.plan.n // max(made["sigsegv"], 1)).bit_length() - 1),
         )
         return self.plan.figure(metric, "realmem"), ns
 
@@ -128,7 +132,7 @@ def our_fork(machine: Machine) -> Iterator[tuple[Figure, float]]:
     from realmem._bench.fault_floor import write_protect
     from realmem._bench.fault_loops import touch
 
-    p = machine.spawn("bench")
+    p, faults = machine.spawn("bench"), machine.faults
     bare = machine.spawn("bench")
     a = p.mmap(None, FORK_PAGES * PAGE_SIZE, RW, ANON)
     at = p.host_address(a)
@@ -159,5 +163,6 @@ def our_fork(machine: Machine) -> Iterator[tuple[Figure, float]]:
     p.exit()
     mapped = min(samples["mapped"]) - min(samples["bare"])
     for metric, ns in (("fork, tables only", tables), ("fork, mapped pages", mapped)):
-        yield Figure(metric, 0, "in order", 1, "realmem"), ns / FORK_PAGES
-    yield Figure("fork, mapped pages", 0, "in order", 1, "floor"), min(samples["floor"])
+        yield Figure(metric, 0, "in order", 1, "realmem", faults), ns / FORK_PAGES
+    floor = Figure("fork, mapped pages", 0, "in order", 1, "floor", faults)
+    yield floor, min(samples["floor"])

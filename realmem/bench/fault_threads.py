@@ -39,13 +39,13 @@ class _Touches:
         """End soon: the loops are short."""
 
 
-def thread_steps(machine: Machine, cpus: list[int]) -> list[Step]:
-    """Give steps for 1, 2, 4 ... threads, a CPU each."""
+def thread_steps(machine: Machine, cpus: list[int], kernel: bool = True) -> list[Step]:
+    """Give steps for 1, 2, 4 ... threads, a CPU each; the kernel's as well, or ours only."""
     counts = sorted({min(1 << i, len(cpus)) for i in range(len(cpus).bit_length() + 1)})
     return [
         partial(step, machine, cpus[:count])
         for count in counts
-        for step in (_ours, _kernels)
+        for step in ((_ours, _kernels) if kernel else (_ours,))
     ]
 
 
@@ -68,7 +68,7 @@ def _ours(machine: Machine, cpus: list[int]) -> Iterator[tuple[Figure, float]]:
         ns = _slowest([partial(touch, at, PAGES, True) for at in regions], cpus)
         for p in processes:
             p.exit()
-        yield Figure(metric, 0, "in order", len(cpus), "realmem"), ns
+        yield Figure(metric, 0, "in order", len(cpus), "realmem", machine.faults), ns
 
 
 def _kernels(machine: Machine, cpus: list[int]) -> Iterator[tuple[Figure, float]]:

@@ -45,11 +45,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--twice", action="store_true", help="compare the host with itself")
     parser.add_argument("--without", default="", help="steps and features to leave out: a,b,c")
     parser.add_argument("--debug", type=int, default=0, help="the machine's debug level")
+    parser.add_argument("--faults", default="sigsegv", help="the machine's backend")
     parser.add_argument("--no-shrink", action="store_true")
     options = parser.parse_args(argv)
     without = {name for name in options.without.split(",") if name}
     worlds = Worlds(options.twice, frozenset(without),
-                    {"debug": options.debug} if options.debug else {})
+                    {"debug": options.debug, "faults": options.faults})
     tell = (lambda text: print(f"\r{text}   ", end="", file=sys.stderr, flush=True)) \
         if sys.stderr.isatty() else (lambda text: None)
     outcome = run(worlds, options.seed, options.steps, options.jobs, options.each, tell)

@@ -47,6 +47,9 @@ HUGE = (WORD, WORD - PAGE + 2, 1 << 63, 1 << 47, (1 << 47) - PAGE, (1 << 47) - (
 LOWEST = 1 << 32
 FAR = (0, PAGE, 1, WORD - PAGE + 1, (1 << 47) - PAGE, 1 << 47, 1 << 63,
        0xFFFF888000000000)
+# All of what a page table covers, so that runs of frames are reserved for it.
+WIDE_BYTES = 2 << 20
+WIDE = BASE - 3 * WIDE_BYTES
 NAMES = (None, "", "stack", "a b", "x" * 79, "x" * 80, "[bad]", "tab\t", "heap", "heap")
 
 
@@ -73,7 +76,11 @@ class Generator:
     def start(self, heap: int) -> list[Op]:
         """Begin with as many processes as there must be."""
         self._heap = heap
-        return [Op(slot, "spawn") for slot in SLOTS[:FEWEST]]
+        begin = [Op(slot, "spawn") for slot in SLOTS[:FEWEST]]
+        if self._chance(40):
+            begin += [Op(slot, "mmap", (WIDE, WIDE_BYTES, RW, PRIVATE | ANON | FIXED, 0))
+                      for slot in SLOTS[:self._random.randint(1, FEWEST)]]
+        return begin
 
     def next(self, pair: Pair) -> Op:
         """Make up one step."""
@@ -215,6 +222,8 @@ class Generator:
             length = r.choice((0, *HUGE))
         elif self._chance(2):
             addr = r.choice(FAR[3:])
+        if self._chance(2):
+            return WIDE, WIDE_BYTES, RW, PRIVATE | ANON | FIXED, 0
         if self._total() > 600 and not flags & FIXED:
             length = min(length, PAGE)
         return addr, length, prot, flags, r.choice((PAGE, 5 * PAGE, 1, 4095)) \
@@ -374,6 +383,14 @@ class Generator:
         return self._place(), self._bytes(), 0, self._chance(50)
 
     def _write(self) -> tuple[object, ...]:
+        wide = [vma for vma in self._vmas if vma.start < WIDE + WIDE_BYTES and WIDE < vma.end]
+        if wide and self._chance(60):
+            vma = self._random.choice(wide)
+            start, end = max(vma.start, WIDE), min(vma.end, WIDE + WIDE_BYTES)
+            length = self._random.choice((8, 8, 3 * PAGE, 12 * PAGE, 70 * PAGE))
+            place = self._random.randrange(start, end)
+            self._recent.append((self._slot, place))
+            return place, min(length, end - start), self._random.randrange(256), self._chance(85)
         return self._place(), self._bytes(), self._random.randrange(256), self._chance(50)
 
     def _touch(self) -> tuple[object, ...]:

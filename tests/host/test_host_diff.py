@@ -15,6 +15,8 @@ from host.generate import Generator
 from host.ops import BASE, CALLS, HEAP_DISTANCE, PAGE, Answer, Op, spell
 from host.shrink import script, shrink
 
+from realmem.backends import choose
+
 TESTS = Path(__file__).resolve().parent.parent
 RW, ANON, FIXED = 3, 0x22, 0x10
 DONTNEED = 4
@@ -50,9 +52,12 @@ def shares(text: str) -> dict[str, float]:
     return {name: float(share) for name, share, _ in ROW.findall(text)}
 
 
-def test_some_thousand_steps_agree():
+@pytest.mark.parametrize("faults", ["sigsegv", "userfaultfd"])
+def test_some_thousand_steps_agree(faults):
     needs_the_same_kernel()
-    done = host("--steps", "12000", "--seed", "1")
+    if choose("auto") != "userfaultfd" and faults == "userfaultfd":
+        pytest.skip("this host refuses userfaultfd")
+    done = host("--steps", "12000", "--seed", "1", "--faults", faults)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

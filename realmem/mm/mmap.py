@@ -207,13 +207,14 @@ class _Mmap:
             0 if shared else pgoff,
             backing,
         )
-        if vm_flags & VM_LOCKED:
-            if vm_flags & (VM_SPECIAL | VM_DROPPABLE):
-                vma = vma.with_flags(vma.vm_flags_word & ~VM_LOCKED_MASK)
-            else:
-                plan.deltas[LOCKED] += pages
+        # What cannot be locked loses the flag once it is there: no neighbour has it by then.
+        unlocked = bool(vm_flags & VM_LOCKED and vm_flags & (VM_SPECIAL | VM_DROPPABLE))
+        if unlocked:
+            vma = vma.with_flags(vma.vm_flags_word & ~VM_LOCKED_MASK)
+        elif vm_flags & VM_LOCKED:
+            plan.deltas[LOCKED] += pages
         plan.account(vm_flags, pages)
-        plan.insert(vma)
+        plan.insert(vma, left=not unlocked, right=not unlocked)
 
     def _shared_object(self, pages: int, vm_flags: int) -> Any:
         """Give the object behind shared memory; the same when planned again."""

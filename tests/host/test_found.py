@@ -46,6 +46,8 @@ FOUND = {
     "what merges with what it leaves moves once":
         [mapped(4), Op(1, "read", (A + 2 * PAGE, 1, 0, False)),
          Op(1, "mremap", (A, 2 * PAGE, 2 * PAGE, DONTUNMAP, A + 4 * PAGE))],
+    "what may not be locked merges with nothing where all new memory is":
+        [Op(1, "mlockall", (3,)), mapped(2, 0x28, A + 2 * PAGE), mapped(2, 0x28), mapped(2, 0x28)],
     "a refused mprotect has populated what it made writable":
         [mapped(3, ANON | LOCKED, prot=READ), Op(1, "mprotect", (A, 5 * PAGE, RW))],
     "process_madvise of an address that no process has":

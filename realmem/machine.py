@@ -368,8 +368,8 @@ class Machine(Overview):
         Tell what page faults cost since the first process was made, down to their parts.
 
         Every fault that was served is counted, unless the host refused the room for the first
-        on its CPU's node; raw ones are all timed, of a process's software ones the first 256,
-        then every 16th.  ``print()`` gives a table.
+        on its CPU's node; of a process's raw ones, and of its software ones, the first 256 are
+        timed, then every 16th.  ``print()`` gives a table.
 
         :param way: ``"raw"`` for those of real loads and stores, ``"software"`` for those of the
             software MMU, None for both.

@@ -11,6 +11,7 @@ cdef extern from *:
     #ifndef _GNU_SOURCE
     #define _GNU_SOURCE
     #endif
+    #include <emmintrin.h>
     #include <signal.h>
     #include <stdint.h>
     #include <ucontext.h>
@@ -31,6 +32,19 @@ cdef extern from *:
     }
     /* The time-stamp counter: constant and alike on all CPUs of today's hosts. */
     static inline uint64_t rm_cycles(void) { return __builtin_ia32_rdtsc(); }
+    /* Zeros past the caches, which nobody will look for there: length is of whole lines. */
+    static inline void rm_clear_streaming(uint64_t at, uint64_t length)
+    {
+        const __m128i zero = _mm_setzero_si128();
+        __m128i *p = (__m128i *)at, *end = (__m128i *)(at + length);
+        for (; p < end; p += 4) {
+            _mm_stream_si128(p, zero);
+            _mm_stream_si128(p + 1, zero);
+            _mm_stream_si128(p + 2, zero);
+            _mm_stream_si128(p + 3, zero);
+        }
+        _mm_sfence();
+    }
     #endif
     """
     # FAULT_READ, FAULT_WRITE or FAULT_EXEC.
@@ -39,3 +53,5 @@ cdef extern from *:
     uint64_t fault_ip "rm_fault_ip"(const void* context) noexcept nogil
     # A clock that costs some ten nanoseconds to read.
     uint64_t cycles "rm_cycles"() noexcept nogil
+    # Zero many whole pages without taking the caches for them.
+    void clear_streaming "rm_clear_streaming"(uint64_t at, uint64_t length) noexcept nogil

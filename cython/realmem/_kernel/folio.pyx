@@ -6,6 +6,7 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
+from realmem._kernel.arch_x86_64 cimport clear_streaming
 from realmem._kernel.huge_zero cimport huge_zero_get_locked
 from realmem._kernel.mempolicy cimport policy_node, vma_alloc_pages
 from realmem._kernel.mm_run cimport mm_run_locked
@@ -63,7 +64,7 @@ cdef int anon_folio_fault(vm_fault* f) noexcept nogil:
         if p == NULL:
             continue
         part_done(f, PART_ALLOC)
-        memset(<void*>page_address(u.m, p), 0, length)
+        clear_folio(page_address(u.m, p), length)
         part_done(f, PART_ZERO_OR_COPY)
         map_folio(mm, vma, start, first, p, order)
         if f.hardware:
@@ -132,7 +133,7 @@ cdef int huge_zero_wp(vm_fault* f) noexcept nogil:
         return -1
     kind_known(f, KIND_ANON)
     part_done(f, PART_ALLOC)
-    memset(<void*>page_address(mm.mmu.m, p), 0, length)
+    clear_folio(page_address(mm.mmu.m, p), length)
     part_done(f, PART_ZERO_OR_COPY)
     tlb_flush_locked(mm, start, start + PMD_SIZE)
     unmake_huge_locked(mm, start)
@@ -142,6 +143,13 @@ cdef int huge_zero_wp(vm_fault* f) noexcept nogil:
     part_done(f, PART_HOST_MAP)
     f.order = HPAGE_PMD_ORDER
     return 0
+
+
+cdef inline void clear_folio(uint64_t at, uint64_t length) noexcept nogil:
+    if length >= <uint64_t>PMD_SIZE:
+        clear_streaming(at, length)
+    else:
+        memset(<void*>at, 0, length)
 
 
 cdef bint all_empty(const uint64_t* pte, uint64_t n) noexcept nogil:

@@ -276,8 +276,8 @@ cdef struct task_struct:
     mm_struct* mm
     int64_t min_flt
     int64_t maj_flt
-    uint64_t nr_software        # faults of the software MMU
-    uint32_t nr_timed[6]        # ... of each kind that were timed, KIND_* of vm_fault.pxd
+    uint64_t nr_served[2]       # faults of the software MMU, and raw ones
+    uint32_t nr_timed[2][6]     # ... of each kind that were timed, KIND_* of vm_fault.pxd
 
 # What an address space has while it lives.  Guarded by mm.lock.
 cdef enum:

@@ -1,5 +1,5 @@
 # One fault on its way (compare include/linux/mm.h:struct vm_fault), and its stop watch.
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from realmem._kernel.arch_x86_64 cimport cycles
 from realmem._kernel.mm_types cimport mm_struct, task_struct, vm_area_struct
@@ -40,9 +40,9 @@ cdef struct vm_fault:
     uint64_t last               # ... when the part that just ended began
     uint64_t parts[6]           # NR_FAULT_PARTS, cycles
 
-# Reading the clock costs a software fault a third of what it takes.  So of a process's first
-# ones each is timed, then of every TIMED_EVERY one, and of each kind the first TIMED_FIRST: those
-# from when the kind is known.  Raw faults are all timed.
+# To read the clock and note the parts costs a software fault a third of what it takes, and a raw
+# one what its page does.  So of a process's first ones each is timed, then of every TIMED_EVERY
+# one, and of each kind the first TIMED_FIRST: those from when the kind is known.
 cdef enum:
     TIMED_FIRST = 256
     TIMED_EVERY = 16            # a power of two
@@ -52,20 +52,19 @@ cdef inline void fault_begins(vm_fault* f, uint64_t entered) noexcept nogil:
     f.raw = entered != 0
     f.start = entered if f.raw else cycles()
     f.last = f.start
-    if f.raw or owner == NULL:
-        f.timed = f.raw
-    else:
-        f.timed = owner.nr_software < TIMED_FIRST or owner.nr_software & (TIMED_EVERY - 1) == 0
-        owner.nr_software += 1
+    if owner != NULL:           # the vmalloc area has none
+        f.timed = (owner.nr_served[f.raw] < TIMED_FIRST
+                   or owner.nr_served[f.raw] & (TIMED_EVERY - 1) == 0)
+        owner.nr_served[f.raw] += 1
 
 cdef inline void kind_known(vm_fault* f, int kind) noexcept nogil:
+    cdef uint32_t* timed = &f.mm.core.owner.nr_timed[f.raw][kind]
     f.kind = kind
-    if not f.raw:
-        if not f.timed and f.mm.core.owner.nr_timed[kind] < TIMED_FIRST:
-            f.timed = True
-            f.late = True
-            f.last = cycles()
-        f.mm.core.owner.nr_timed[kind] += f.timed
+    if not f.timed and timed[0] < TIMED_FIRST:
+        f.timed = True
+        f.late = True
+        f.last = cycles()
+    timed[0] += f.timed
 
 # What was done since the last call was this part's.
 cdef inline void part_done(vm_fault* f, int part) noexcept nogil:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 import pytest
+from compiled import build_library
 from whole_process import Run, run_child
 
 from realmem.backends import choose
 
 # These run by userfaultfd as well, where the host has it.
-BOTH = {"test_raw_access", "test_cow", "test_guard", "test_storm"}
+BOTH = {"test_raw_access", "test_cow", "test_guard", "test_storm", "test_big_storm", "test_signals",
+        "test_thread_ends"}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -26,3 +29,10 @@ def child(request: pytest.FixtureRequest) -> Run:
     if choose("auto" if faults == "userfaultfd" else faults) != faults:
         pytest.skip("this host refuses userfaultfd")
     return partial(run_child, faults=faults)
+
+
+@pytest.fixture(scope="session")
+def threads_library(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Path of threads.c, built."""
+    source = Path(__file__).with_name("threads.c")
+    return str(build_library(tmp_path_factory.mktemp("threads"), source))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+pytestmark = pytest.mark.storm
+
 STORM = """
     import time
     from realmem._bench.fault_loops import stop_storm, storm

@@ -6,6 +6,8 @@ Each timed loop touches one word of each of `n` pages, `stride` bytes apart, and
 """
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
+from realmem.compiler cimport store_int
+
 cdef extern from *:
     """
     #ifndef _GNU_SOURCE
@@ -92,14 +94,14 @@ cdef extern from *:
         return 0;
     }
 
-    /* One word of each page is this thread's: it must read what it stored last.  Returns how
-       many stores were lost; rounds_ret counts the passes. */
+    /* One word of each page is this thread's: it must read what it stored last.  Each pass
+       raises them by one, from first up to last.  Returns how many stores were lost. */
     static int64_t rm_storm(uint64_t at, uint64_t n, uint64_t word, uint64_t first,
-                            volatile int *stop, uint64_t *rounds_ret)
+                            uint64_t last, int *stop, uint64_t *rounds_ret)
     {
         int64_t lost = 0;
         uint64_t round = first;
-        while (!__atomic_load_n(stop, __ATOMIC_ACQUIRE)) {
+        while (round != last && !__atomic_load_n(stop, __ATOMIC_ACQUIRE)) {
             uint64_t i;
             for (i = 0; i < n; i++) {
                 volatile uint64_t *p = (volatile uint64_t *)(at + 4096 * i) + word;
@@ -112,7 +114,7 @@ cdef extern from *:
         *rounds_ret = round;
         return lost;
     }
-    static volatile int rm_storm_stop;
+    static int rm_storm_stop;
     """
     double touch_pages "rm_touch"(uint64_t at, uint64_t n, const uint32_t* order,
                                   bint write) noexcept nogil
@@ -120,8 +122,8 @@ cdef extern from *:
     int64_t foreign_served "rm_foreign_served"
     int store_in_thread "rm_store_in_thread"(uint64_t at, uint64_t value) noexcept nogil
     int64_t storm_loop "rm_storm"(uint64_t at, uint64_t n, uint64_t word, uint64_t first,
-                                  volatile int* stop, uint64_t* rounds_ret) noexcept nogil
-    volatile int storm_stop "rm_storm_stop"
+                                  uint64_t last, int* stop, uint64_t* rounds_ret) noexcept nogil
+    int storm_stop "rm_storm_stop"
 
 
 def touch(uint64_t at, uint64_t n, bint write, const uint32_t[::1] order=None):
@@ -143,27 +145,28 @@ def touch(uint64_t at, uint64_t n, bint write, const uint32_t[::1] order=None):
 
 # ---- for tests --------------------------------------------------------------
 
-def storm(uint64_t at, uint64_t n, uint64_t word, uint64_t first=0):
+def storm(uint64_t at, uint64_t n, uint64_t word, uint64_t first=0, uint64_t rounds=0):
     """
-    Store increasing numbers in one word of each page until stop_storm().
+    Store increasing numbers in one word of each page until stop_storm(), or for some rounds.
 
     :param at: host address of the first page.
     :param n: pages.
     :param word: which word of each page is the calling thread's own.
     :param first: what the words hold now.
+    :param rounds: how often to pass all pages; 0 is without end.
     :return: (lost stores, last number)
     """
-    cdef uint64_t rounds = 0
+    cdef uint64_t last = first + rounds if rounds else first - 1
+    cdef uint64_t reached = 0
     cdef int64_t lost
     with nogil:
-        lost = storm_loop(at, n, word, first, &storm_stop, &rounds)
-    return lost, rounds
+        lost = storm_loop(at, n, word, first, last, &storm_stop, &reached)
+    return lost, reached
 
 
 def stop_storm(bint stop=True):
     """End every storm, or let storms begin."""
-    global storm_stop
-    storm_stop = stop
+    store_int(&storm_stop, stop)
 
 
 def store_in_new_thread(uint64_t at, uint64_t value):

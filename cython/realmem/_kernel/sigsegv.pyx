@@ -38,9 +38,12 @@ cdef extern from *:
     static __thread int rm_depth __attribute__((tls_model("initial-exec")));
     /* Who took SIGSEGV after us may hand faults back to us as its own predecessor (faulthandler
        does): then a fault that it does not end would go round for ever.  So the last fault that
-       this thread passed on is remembered, and whether it is passing one on right now. */
+       this thread passed on is remembered, and whether it is passing one on right now.  One that
+       comes again at once, a hundred times, is served by nobody; a collector that protects its
+       pages again and again may well serve the same store many times, but does more between. */
     static __thread uint64_t rm_chained_ip __attribute__((tls_model("initial-exec")));
     static __thread uint64_t rm_chained_addr __attribute__((tls_model("initial-exec")));
+    static __thread uint64_t rm_chained_at __attribute__((tls_model("initial-exec")));
     static __thread int rm_chained_times __attribute__((tls_model("initial-exec")));
     static __thread int rm_chaining __attribute__((tls_model("initial-exec")));
 
@@ -70,7 +73,9 @@ cdef extern from *:
         memset(&sa, 0, sizeof sa);
         sa.sa_sigaction = fn;
         sa.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
-        sigfillset(&sa.sa_mask);
+        /* Not sigfillset(), which leaves glibc's own out: a thread that is cancelled in here would
+           keep its locks. */
+        memset(&sa.sa_mask, 0xff, sizeof sa.sa_mask);
         sigdelset(&sa.sa_mask, SIGSEGV);
         sigdelset(&sa.sa_mask, SIGBUS);
         return sigaction(sig, &sa, NULL) ? -errno : 0;
@@ -103,11 +108,12 @@ cdef extern from *:
         uint64_t addr = (uint64_t)info->si_addr;
         sigset_t mask, before;
         if (rm_retaken[rm_which(sig)]) {
-            if (rm_chained_ip != ip || rm_chained_addr != addr)
+            if (rm_chained_ip != ip || rm_chained_addr != addr
+                    || rm_cycles() - rm_chained_at > 1 << 22)
                 rm_chained_times = 0;
             rm_chained_ip = ip;
             rm_chained_addr = addr;
-            if (rm_chaining || ++rm_chained_times > 3)
+            if (rm_chaining || ++rm_chained_times > 100)
                 to.sa_handler = SIG_DFL, to.sa_flags = 0;
         }
         if (!(to.sa_flags & SA_SIGINFO) && (to.sa_handler == SIG_DFL
@@ -130,6 +136,7 @@ cdef extern from *:
         else
             to.sa_handler(sig);
         rm_chaining--;
+        rm_chained_at = rm_cycles();
         pthread_sigmask(SIG_SETMASK, &before, NULL);
     }
     /* A fault of our own making, to time the signal alone (rm_probe). */

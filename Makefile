@@ -5,7 +5,8 @@ PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.realmem
 
 .DEFAULT_GOAL := help
-.PHONY: help report test quick soak host-diff mutants test-numa bench lint build clean FORCE
+.PHONY: help report test quick soak host-diff mutants test-numa test-asan test-tsan bench lint build \
+    clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,7 +22,7 @@ quick: build ## run the tests that take seconds
 	$(PY) -m pytest -n auto -m "not slow" $(ARGS)
 
 soak: build ## run the long tests, ten times as long (SOAK=10)
-	$(PY) -m pytest -m slow --soak $(or $(SOAK),10) $(ARGS)
+	$(PY) -m pytest -m "slow or storm" --soak $(or $(SOAK),10) $(ARGS)
 
 host-diff: build ## random steps on the kernel and on realmem, compared after each (ARGS="--steps N --seed S")
 	PYTHONPATH=tests $(PY) -m host --jobs 2 $(ARGS)
@@ -31,6 +32,12 @@ mutants: build ## break the allocators on purpose: do their tests notice?
 
 test-numa: build ## test on real nodes: guests of two and four NUMA nodes
 	$(PY) tools/test_numa.py $(ARGS)
+
+test-asan: build ## test a build with AddressSanitizer and UndefinedBehaviorSanitizer
+	$(PY) tools/test_sanitized.py address $(ARGS)
+
+test-tsan: build ## test a build with ThreadSanitizer: threads, faults, storms
+	$(PY) tools/test_sanitized.py thread $(ARGS)
 
 bench: build ## measure everything, beside what else does the job (REALMEM_PEERS=DIR)
 	$(VENV)/bin/realmem bench all --peers $(ARGS)

@@ -16,6 +16,7 @@ from realmem.errors import *
 from realmem.layout import *
 from realmem.machine import Machine
 Machine.__init__.__kwdefaults__["faults"] = os.environ.get("REALMEM_TEST_FAULTS", "sigsegv")
+Machine.__init__.__kwdefaults__["window"] = os.environ.get("REALMEM_TEST_WINDOW", "64G")
 
 RW = PROT_READ | PROT_WRITE
 ANON = MAP_PRIVATE | MAP_ANONYMOUS

@@ -73,6 +73,12 @@ cdef extern from *:
         __atomic_store_n(&l->locked, 0, __ATOMIC_RELEASE);
     }
 
+    /* gcc's sanitizers take an address relative to the thread pointer for an absolute one. */
+    #if defined(__x86_64__) && defined(__SEG_FS) && !defined(__SANITIZE_ADDRESS__) \\
+            && !defined(__SANITIZE_THREAD__)
+    #define RM_SEG_FS 1
+    #endif
+
     /* The CPU this thread runs on: glibc (2.35 and newer) registers rseq, whose
        cpu_id field is one load away; older ones are asked the slow way. */
     extern const ptrdiff_t __rseq_offset __attribute__((weak));
@@ -86,7 +92,7 @@ cdef extern from *:
     /* The same in one load, or any number at all where there is no rseq. */
     static inline int rm_cpu_hint(void)
     {
-    #if defined(__x86_64__) && defined(__SEG_FS)
+    #ifdef RM_SEG_FS
         return *(volatile int __seg_fs *)rm_rseq_cpu;
     #else
         return rm_rseq_cpu ? *(volatile int *)((char *)__builtin_thread_pointer() + rm_rseq_cpu)

@@ -2,7 +2,7 @@
 # Sizes are in pages unless a name says otherwise.
 from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
-from realmem.compiler cimport spinlock
+from realmem.compiler cimport peeku64, spinlock
 
 cdef enum:
     PAGE_SHIFT = 12
@@ -432,7 +432,7 @@ cdef inline page* pfn_to_page(const machine* m, uint64_t pfn) noexcept nogil:
     return <page*>(<uint64_t>m.vmemmap + (pfn << STRUCT_PAGE_SHIFT))
 
 cdef inline zone* page_zone(const machine* m, const page* p) noexcept nogil:
-    return m.zones + (p.flags >> PAGE_ZONE_SHIFT)
+    return m.zones + (peeku64(<uint64_t*>&p.flags) >> PAGE_ZONE_SHIFT)
 
 cdef inline unsigned int page_mlock_count(uint64_t flags) noexcept nogil:
     return <unsigned int>(flags >> PAGE_MLOCK_SHIFT) & 0xFFFFFF

@@ -12,8 +12,8 @@ from whole_process import Run, run_child
 from realmem.backends import choose
 
 # These run by userfaultfd as well, where the host has it.
-BOTH = {"test_raw_access", "test_cow", "test_guard", "test_storm", "test_big_storm", "test_signals",
-        "test_thread_ends"}
+BOTH = {"test_raw_access", "test_cow", "test_guard", "test_storm", "test_big_storm",
+        "test_signals", "test_thread_ends"}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -52,7 +52,7 @@ def test_alarms_and_profiling_timers(child, threads_library, kind) -> None:
     for signum in hits:
         signal.signal(signum, on_signal)
     with one_process("128M", window="1G") as (machine, p):
-        n = 300
+        n = 600
         flags = MAP_SHARED | MAP_ANONYMOUS if kind == "shared" else ANON
         a = p.mmap(None, n * PAGE, RW, flags)
         end_storms = storms(p, a, n)
@@ -96,8 +96,8 @@ def test_signals_sent_to_the_threads_that_fault(child, threads_library) -> None:
         assert C.start_rain(signal.SIGUSR1, ctypes.c_long(20_000)) == 0
     assert C.count_signal(signal.SIGUSR1) == 0
     with one_process("128M", window="1G") as (machine, p):
-        a = p.mmap(None, 400 * PAGE, RW, ANON)
-        end_storms = storms(p, a, 400, words=(0,))
+        a = p.mmap(None, 600 * PAGE, RW, ANON)
+        end_storms = storms(p, a, 600, words=(0,))
         deadline, turns = time.monotonic() + 1.5, 0
         while time.monotonic() < deadline or turns < 4:
             c = p.fork()
@@ -125,19 +125,19 @@ def test_sigsegv_stolen_by_python_while_threads_fault(child, threads_library) ->
         RAIN.replace("LIBRARY", threads_library)
         + """
     with one_process("64M", window="1G") as (machine, p):
-        n = 200
+        n = 512
         a = p.mmap(None, n * PAGE, RW, ANON)
         end_storms = storms(p, a, n)
-        stolen = 0
         for turn in range(15):
-            signal.signal(signal.SIGSEGV, lambda *args: None)
+            for signum in (signal.SIGSEGV, signal.SIGBUS):
+                signal.signal(signum, lambda *args: None)
             p.mm.core.flush(a, a + n * PAGE)            # now every page faults, and is not served
             time.sleep(0.01)
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 p.host_address(a)
             assert [w.category for w in caught] == [RuntimeWarning], caught
-            assert "SIGSEGV was taken from realmem" in str(caught[0].message)
+            assert "was taken from realmem" in str(caught[0].message)
         end_storms()
         machine.check()
     """
@@ -150,7 +150,7 @@ def test_sigsegv_stolen_by_a_library_that_passes_on(child, threads_library) -> N
         RAIN.replace("LIBRARY", threads_library)
         + """
     with one_process("64M", window="1G") as (machine, p):
-        n = 200
+        n = 512
         a = p.mmap(None, n * PAGE, RW, ANON)
         end_storms = storms(p, a, n)
         assert C.steal_and_pass_on()

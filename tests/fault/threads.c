@@ -219,14 +219,15 @@ int count_signal(int sig)
 
 uint64_t signals_counted(void) { return counted; }
 
-/* ---- a library that takes SIGSEGV for itself */
+/* ---- a library that takes SIGSEGV and SIGBUS for itself */
 
-static struct sigaction before;
+static struct sigaction actions_before[2];
 static char *own_page;
 static volatile uint64_t own_served, passed_on;
 
 static void passes_on(int sig, siginfo_t *info, void *context)
 {
+    struct sigaction before = actions_before[sig == SIGBUS];
     if ((uint64_t)info->si_addr - (uint64_t)own_page < PAGE) {
         mprotect(own_page, PAGE, PROT_READ | PROT_WRITE);
         own_served++;
@@ -241,7 +242,7 @@ static void passes_on(int sig, siginfo_t *info, void *context)
         before.sa_handler(sig);
 }
 
-/* It serves faults of a page of its own, and passes others to who had the signal before. */
+/* It serves faults of a page of its own, and passes others to who had the signals before. */
 uint64_t steal_and_pass_on(void)
 {
     struct sigaction sa;
@@ -249,7 +250,9 @@ uint64_t steal_and_pass_on(void)
     memset(&sa, 0, sizeof sa);
     sa.sa_sigaction = passes_on;
     sa.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
-    return sigaction(SIGSEGV, &sa, &before) ? 0 : (uint64_t)own_page;
+    if (sigaction(SIGSEGV, &sa, &actions_before[0]) || sigaction(SIGBUS, &sa, &actions_before[1]))
+        return 0;
+    return (uint64_t)own_page;
 }
 
 uint64_t store_own(uint64_t value)

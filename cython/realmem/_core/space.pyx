@@ -13,6 +13,7 @@ from realmem._kernel.mm_types cimport (
 from realmem._kernel.mmap cimport mm_exit
 from realmem._kernel.percpu cimport get_cpu_area
 from realmem._kernel.window cimport mm_cover, mm_create, window_reap, windows
+from realmem.compiler cimport peek64
 
 from realmem.errors import AtomicContextError, BusError, HostError, OutOfMemory, SegmentationFault
 from realmem.layout import GFP
@@ -25,7 +26,7 @@ def reap():
 
 def host_vmas():
     """Count the host VMAs that all windows take, by our own account."""
-    return windows.host_vmas
+    return peek64(&windows.host_vmas)
 
 
 @cython.no_gc_clear

@@ -37,7 +37,7 @@ from realmem._kernel.vmaindex cimport (
 )
 from realmem._kernel.window cimport mm_core_put
 from realmem._kernel.zap cimport page_dup_rmap, zap_range_locked
-from realmem.compiler cimport SEQ_CST, atomic64_add_return
+from realmem.compiler cimport SEQ_CST, atomic64_add_return, poke_int
 from realmem.types cimport (
     PAGE_SHIFT, PAGE_SIZE, page, page_address, page_to_pfn, pfn_address,
     pfn_to_page,
@@ -217,7 +217,7 @@ cdef int mm_exit(mm_struct* mm, uint64_t id) noexcept nogil:
     pgd_free(mm)
     mm_core_put(mm)
     quicklist_trim(mm.mmu.m, PGT_CACHE_MIN, PGT_CACHE_STEP)
-    mm.state = MM_DEAD
+    poke_int(<int*>&mm.state, MM_DEAD)      # window_reap looks without the lock
     mm.mmu = NULL
     mutex_unlock(&mm.lock)
     return 0

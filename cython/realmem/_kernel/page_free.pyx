@@ -12,7 +12,8 @@ from realmem._kernel.pcp cimport (
 from realmem._kernel.percpu cimport area_enter, area_exit, attach_areas, current_area
 from realmem._kernel.run cimport is_in_run
 from realmem.compiler cimport (
-    SEQ_CST, atomic_add_return, barrier, likely, poke_int, spin_lock, spin_unlock, unlikely,
+    SEQ_CST, atomic_add_return, barrier, likely, peeku64, poke_int, spin_lock, spin_unlock,
+    unlikely,
 )
 from realmem.types cimport (
     COUNTS_FREE, COUNTS_NEW, MACHINE_POISON, MIGRATE_ISOLATE, MIGRATE_MOVABLE, MIGRATE_PCPTYPES,
@@ -125,7 +126,7 @@ cdef void free_pages(machine* m, page* p, unsigned int order) noexcept nogil:
 # allocated without a reference.
 cdef void free_pages_slow(machine* m, page* p, unsigned int order) noexcept nogil:
     cdef cpu_area* area = area_enter(m)
-    cdef bint compound = (p.flags & (<uint64_t>1 << PG_head)) != 0
+    cdef bint compound = (peeku64(&p.flags) & (<uint64_t>1 << PG_head)) != 0
     cdef page* tail
     if likely(put_page_testzero(p)):
         if pcp_allowed_order(order) and not m.options & MACHINE_POISON:
@@ -167,7 +168,7 @@ cdef void put_page(machine* m, page* p) noexcept nogil:
 # Nobody can gain a first reference to a page that has only ours, so one reference and no
 # mapping needs no atomic operation.
 cdef inline bint put_page_testzero(page* p) noexcept nogil:
-    if likely(p.counts.word == COUNTS_NEW):
+    if likely(peeku64(&p.counts.word) == COUNTS_NEW):
         p.counts.word = COUNTS_FREE
         return True
     return atomic_add_return(&p.counts.c.refcount, -1, SEQ_CST) == 0

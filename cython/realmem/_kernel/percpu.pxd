@@ -10,7 +10,7 @@ from realmem.types cimport cpu_area, machine
 cdef extern from *:
     """
     static long rm_area_offset;
-    #if defined(__x86_64__) && defined(__SEG_FS)    /* spares a load */
+    #ifdef RM_SEG_FS                        /* spares a load */
     #define rm_this_area() ((void *)*(void *__seg_fs *)rm_area_offset)
     #else
     #define rm_this_area() \\

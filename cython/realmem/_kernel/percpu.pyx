@@ -29,6 +29,11 @@ cdef extern from *:
     static __thread void *rm_current_area = rm_boot_area;
     static __thread void *rm_thread_areas;      /* all areas of this thread */
     static pthread_key_t rm_area_key;
+    #ifdef __SANITIZE_THREAD__      /* sees locks and atomic operations, not membarrier */
+    #define RM_RACE_DETECTOR 1
+    #else
+    #define RM_RACE_DETECTOR 0
+    #endif
     static long rm_offset_of_current(void)
     { return (char *)&rm_current_area - (char *)__builtin_thread_pointer(); }
     """
@@ -36,6 +41,7 @@ cdef extern from *:
     cpu_area* thread_areas "rm_thread_areas"
     cpu_area* boot_area "((void *)rm_boot_area)"
     long offset_of_current "rm_offset_of_current"() noexcept nogil
+    bint race_detector "RM_RACE_DETECTOR"
     ctypedef unsigned int pthread_key_t
     pthread_key_t area_key "rm_area_key"
     int pthread_key_create(pthread_key_t* key, void (*destructor)(void*) noexcept nogil) nogil
@@ -43,7 +49,7 @@ cdef extern from *:
     int pthread_atfork(void (*prepare)() noexcept nogil, void (*parent)() noexcept nogil,
                        void (*child)() noexcept nogil) nogil
 
-# Set where membarrier is refused (or a race detector must see locks): every area is then
+# Set where membarrier is refused, or a race detector must see locks: every area is then
 # entered by its lock.
 cdef int always_locked = 0
 cdef uint64_t machine_ids = 0
@@ -213,7 +219,8 @@ cdef void freeze_cpu_areas(machine* m) noexcept nogil:
     spin_lock(&m.areas_lock)
     area = m.areas
     while area != NULL:
-        area.fast = NULL
+        if not always_locked:
+            area.fast = NULL
         atomic_xchg(&area.stolen, 1, SEQ_CST)
         area = area.next
     if not always_locked:
@@ -300,5 +307,5 @@ set_slab_hooks(no_slab, no_slab)
 attach_areas()
 pthread_key_create(&area_key, thread_ends)
 pthread_atfork(NULL, NULL, after_fork_in_child)
-if membarrier(MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED) != 0:
+if race_detector or membarrier(MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED) != 0:
     always_locked = 1

@@ -5,7 +5,7 @@
 # counts what its per-CPU arrays hold.
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
-from realmem.compiler cimport spinlock
+from realmem.compiler cimport peeku64, spinlock
 from realmem.types cimport (
     PAGE_SHIFT, PG_referenced, PG_slab, PG_tail, STRUCT_PAGE_SHIFT, cpu_area, list_head,
     machine, page, page_counts, page_kind,
@@ -159,7 +159,7 @@ cdef inline slab* object_slab(const machine* m, const void* object) noexcept nog
     return <slab*>p
 
 cdef inline bint is_slab(const page* p) noexcept nogil:
-    return p.flags >> PG_slab & 1
+    return peeku64(<uint64_t*>&p.flags) >> PG_slab & 1
 
 cdef inline void* slab_address(const machine* m, const slab* sl) noexcept nogil:
     return <void*>(m.direct_map

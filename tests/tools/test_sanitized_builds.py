@@ -97,6 +97,10 @@ def test_what_is_suppressed_has_a_reason_and_is_there():
         patterns = [line for line in lines if not line.startswith("#")]
         assert patterns, block
         for pattern in patterns:
+            module = re.fullmatch(r"race_top:(_kernel/\w+)\.cpython", pattern)
+            if module:
+                assert (ROOT / "cython/realmem" / f"{module[1]}.pyx").exists(), pattern
+                continue
             scope, name = names_of(pattern.removeprefix("race_top:"))
             sources = "".join(path.read_text() for path in (ROOT / "cython").joinpath(
                 *scope[:2]).glob(f"{scope[2]}.p*"))

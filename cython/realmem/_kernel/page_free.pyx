@@ -12,8 +12,8 @@ from realmem._kernel.pcp cimport (
 from realmem._kernel.percpu cimport area_enter, area_exit, attach_areas, current_area
 from realmem._kernel.run cimport is_in_run
 from realmem.compiler cimport (
-    SEQ_CST, atomic_add_return, barrier, likely, peeku64, poke_int, spin_lock, spin_unlock,
-    unlikely,
+    SEQ_CST, atomic_add_return, barrier, likely, load64, peeku64, poke_int, spin_lock,
+    spin_unlock, unlikely,
 )
 from realmem.types cimport (
     COUNTS_FREE, COUNTS_NEW, MACHINE_POISON, MIGRATE_ISOLATE, MIGRATE_MOVABLE, MIGRATE_PCPTYPES,
@@ -166,9 +166,10 @@ cdef void put_page(machine* m, page* p) noexcept nogil:
 
 
 # Nobody can gain a first reference to a page that has only ours, so one reference and no
-# mapping needs no atomic operation.
+# mapping needs no atomic operation; but what others did to it before they dropped theirs must
+# have been done.
 cdef inline bint put_page_testzero(page* p) noexcept nogil:
-    if likely(peeku64(&p.counts.word) == COUNTS_NEW):
+    if likely(load64(&p.counts.word) == COUNTS_NEW):
         p.counts.word = COUNTS_FREE
         return True
     return atomic_add_return(&p.counts.c.refcount, -1, SEQ_CST) == 0

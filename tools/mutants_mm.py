@@ -170,8 +170,8 @@ _KERNEL = (
     Mutant("the host keeps the copied frame", _T,
            "    if current != HOST_NONE and pte_pfn(pte[0]) != pte_pfn(value):", "    if False:"),
     Mutant("protecting a run spares its last page", _T,
-           "host_address(mm, first), last + PAGE_SIZE - first,",
-           "host_address(mm, first), last - first,"),
+           "    return host_protect(host_address(mm, first), last + PAGE_SIZE - first,",
+           "    return host_protect(host_address(mm, first), last - first,"),
     Mutant("a flush does nothing", _T, "    if clear_range(mm, start, end) == 0:\n        "
            "set_host",
            "    if True:\n        set_host"),

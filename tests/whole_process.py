@@ -52,6 +52,14 @@ def free_pages(machine):
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
+def same_realmem() -> str:
+    """Give what has a child import what this process does: a mutant, not the editable install."""
+    if any("editable" in type(finder).__module__ for finder in sys.meta_path):
+        return ""
+    return (f"import sys\nsys.path[:] = {sys.path!r}\n"
+            "sys.meta_path = [f for f in sys.meta_path if 'editable' not in type(f).__module__]\n")
+
+
 def run_child(
     code: str,
     *,
@@ -63,7 +71,8 @@ def run_child(
 ) -> subprocess.CompletedProcess[str]:
     """Run code in a fresh interpreter, and check how it ends."""
     done = subprocess.run(
-        [sys.executable, "-W", "error", *options, "-c", PRELUDE + textwrap.dedent(code)],
+        [sys.executable, "-W", "error", *options, "-c",
+         same_realmem() + PRELUDE + textwrap.dedent(code)],
         capture_output=True,
         text=True,
         timeout=timeout,

@@ -79,8 +79,31 @@ def test_what_the_host_drops_comes_back(child) -> None:
         x[:512 * 8:512] = 77
         assert array(kid, a, n)[::512].tolist() == list(range(2, n // PAGE + 2))
         assert x[:512 * 9:512].tolist() == [77] * 8 + [10]
+        x[512 * 8] = 5                      # what was read only, for it is shared
+        assert array(kid, a, n)[512 * 8] == 10
         kid.exit()
-        assert [pte(p, a + i * PAGE).decoded["pfn"] for i in range(8, n // PAGE)] == frames[8:]
+        x[512 * 8] = 10
+        assert [pte(p, a + i * PAGE).decoded["pfn"] for i in range(9, n // PAGE)] == frames[9:]
+        machine.check()
+        del x
+    """)
+
+
+def test_copies_stay_where_a_run_is_mapped_anew(child) -> None:
+    child("""
+    with one_process("64M") as (machine, p):
+        n = 4 << 20
+        a, x = mapped(p, n)
+        x[::512] = range(1, n // PAGE + 1)
+        kid = p.fork()
+        x[512 * 5] = x[512 * 600] = 99      # frames of no run
+        kid.exit()
+        p.mm.core.flush(a, a + n)
+        assert (x[512 * 5], x[512 * 600]) == (99, 99)
+        x[::512] += 1                       # maps the runs
+        expected = list(range(2, n // PAGE + 2))
+        expected[5] = expected[600] = 100
+        assert x[::512].tolist() == expected
         machine.check()
         del x
     """)

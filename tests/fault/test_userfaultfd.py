@@ -105,6 +105,25 @@ def test_copies_stay_where_a_run_is_mapped_anew(child) -> None:
         expected[5] = expected[600] = 100
         assert x[::512].tolist() == expected
         machine.check()
+        # They go as the run's own frames do.
+        x[512 * 5] = x[512 * 6] = 7
+        p.madvise(a + 4 * PAGE, 3 * PAGE, MADV_DONTNEED)
+        assert x[512 * 4:512 * 8:512].tolist() == [0, 0, 0, expected[7]]
+        machine.check()
+        del x
+    """)
+
+
+def test_what_was_open_stays_open_when_its_run_is_mapped(child) -> None:
+    child("""
+    with one_process("64M") as (machine, p):
+        a, x = mapped(p, 2 << 20)
+        x[0] = 1                            # by itself; the next one has the run mapped
+        x[512] = 2
+        before = machine.hoststat["sigsegv"]
+        x[0] += 1
+        assert machine.hoststat["sigsegv"] == before
+        machine.check()
         del x
     """)
 

@@ -47,6 +47,8 @@ class Overview:
         What the machine cost the host: faults taken, maps made, pages misplaced.
 
         ``mprotect`` counts changes of access by userfaultfd, too, and ``sigsegv`` its SIGBUS.
+        ``donation`` counts copies that went to the other owner of a page, so that who wrote to
+        it needed no map.
         ``host_vmas`` is of all machines of this host process, as the host's limit is.
         """
         from realmem._core.space import host_vmas
@@ -63,6 +65,7 @@ class Overview:
                 "uffd_continue",
                 "spurious",
                 "forbidden",
+                "donation",
             )
         }
         counts["misplaced_pages"] = sum(node.misplaced_pages for node in self.nodes)

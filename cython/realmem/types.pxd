@@ -97,7 +97,8 @@ cdef enum:
     HOST_SPURIOUS = 13
     HOST_FORBIDDEN = 14
     HOST_CONTINUE = 15
-    NR_VM_EVENT_ITEMS = 16
+    HOST_DONATION = 16
+    NR_VM_EVENT_ITEMS = 17
 
 cdef struct list_head:
     list_head* next
@@ -334,10 +335,10 @@ cdef struct cpu_area:
     cpu_area* next              # all areas of a machine; guarded by machine.areas_lock
     cpu_area* thread_next       # all areas of a thread
     uint64_t bytes              # of all, what stands before this structure included
-    uint64_t events[16]         # NR_VM_EVENT_ITEMS
+    uint64_t events[NR_VM_EVENT_ITEMS]
     per_cpu_pages* pcp          # machine.nr_zones of them, behind this structure
     int64_t run_on              # node that the thread acts for, plus 1; 0: that of its CPU
-    uint64_t pad[3]             # each memo is one cache line
+    uint64_t pad[2]             # each memo is one cache line
     alloc_memo allocs[11]       # by order
     free_memo frees[11]
     quicklist quick
@@ -417,7 +418,7 @@ cdef struct machine:
     cpu_area* shared_area       # for threads first seen inside the handler; always stolen
     uint64_t area_bytes
     # What ended threads' areas had counted.
-    uint64_t events[16]
+    uint64_t events[NR_VM_EVENT_ITEMS]
     uint64_t* zone_events       # nr_zones * (1 + NR_VM_NUMA_EVENT_ITEMS): pgalloc, numa[]
     # Frames found corrupted when they were to be given out; the last one's number.
     int64_t nr_bad_pages

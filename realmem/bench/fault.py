@@ -7,13 +7,15 @@ that a clock that drifts meets all alike; ratios are taken within a round.  ``or
 pages a fault may bring, ``who`` whose figure it is:
 
 - ``realmem``: a raw load or store through a window, served by the handler; or, where the metric
-  begins with ``software``, the software MMU.  A fork is given a present page, what an empty
-  address space costs taken off: of pages mapped writable in the window, and of page tables only.
+  begins with ``software``, the software MMU.  ``cow copy`` is the parent's, which keeps the frame
+  that its window has and gives the copy away; ``cow copy, child`` has to map it.  A fork is given
+  a present page, what an empty address space costs taken off: of pages mapped writable in the
+  window, and of page tables only.
 - ``kernel``: the same on ordinary memory of this process, by the kernel it runs on: at the same
   order where its settings allow that, else there is none.  ``kernel 4K`` stands in ratios for its
   fault of a single page.
 - ``floor``: a bare C handler that makes the same host calls, as many and of the same pages, and
-  does nothing else; of a fork, one mprotect of what it has to protect.  ``native``: the loads
+  does nothing else; of a fork, one mprotect of the same window.  ``native``: the loads
   alone.  ``1 thread`` in ratios: the same by one.
 
 ``faults`` says which backend a machine's faults are filled by: all that the host allows are.

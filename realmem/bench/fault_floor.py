@@ -36,5 +36,5 @@ def floors(plan: FaultPlan) -> Iterator[tuple[Figure, float]]:
             ns = of("unprotect" if by_uffd else "reprotect", brought)
         else:
             same = metric == "zero page read" and brought == 0
-            ns = of(call, brought, copies=metric == "cow copy", same=same)
+            ns = of(call, brought, copies=metric.startswith("cow copy"), same=same)
         yield plan.figure(metric, "floor"), ns

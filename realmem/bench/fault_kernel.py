@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from realmem.bench.fault_figures import Figure
-from realmem.bench.fault_ours import FORK_PAGES
+from realmem.bench.fault_ours import COW_BY_CHILD, FORK_PAGES
 from realmem.thp import PMD_ORDER, size_name
 
 if TYPE_CHECKING:
@@ -56,8 +56,11 @@ def kernel_faults(plan: FaultPlan) -> Iterator[tuple[Figure, float]]:
     memory = KernelPages(plan.n, huge)
     yield figure("anonymous write"), memory.touch(True, plan.pages)
     sharer = Sharer()
-    yield figure("cow copy"), memory.touch(True, plan.pages)
+    ns = memory.touch(True, plan.pages)
     sharer.close()
+    yield figure("cow copy"), ns
+    if plan.order == 0:
+        yield figure(COW_BY_CHILD), ns
     Sharer().close()
     yield figure("cow reuse"), memory.touch(True, plan.pages)
     memory.close()

@@ -26,6 +26,8 @@ RW = PROT_READ | PROT_WRITE
 ANON = MAP_PRIVATE | MAP_ANONYMOUS
 SHARED = MAP_SHARED | MAP_ANONYMOUS
 FORK_PAGES = 8192
+# By who has none of the pages mapped, so that nothing can be donated.
+COW_BY_CHILD = "cow copy, child"
 # Aligned as the largest folio, and somewhere where nothing else is.
 BASE = 1 << 32
 
@@ -74,11 +76,13 @@ class _Timed:
         self.process.mmap(BASE, length, RW, flags | MAP_FIXED)
         return self.process.host_address(BASE)
 
-    def touch(self, metric: str, write: bool) -> tuple[Figure, float]:
-        """Touch each page once."""
+    def touch(
+        self, metric: str, write: bool, process: Process | None = None
+    ) -> tuple[Figure, float]:
+        """Touch each page once, as another process than usual if one is given."""
         from realmem._bench.fault_loops import touch
 
-        at = self.process.host_address(BASE)
+        at = (process or self.process).host_address(BASE)
         before = self.machine.hoststat
         ns = touch(at, self.plan.n, write, self.plan.pages)
         after = self.machine.hoststat
@@ -104,6 +108,11 @@ def our_faults(machine: Machine, plan: FaultPlan) -> Iterator[tuple[Figure, floa
     child = p.fork()
     yield t.touch("cow copy", True)
     child.exit()
+    if plan.order == 0:
+        child = p.fork()
+        yield t.touch(COW_BY_CHILD, True, child)
+        child.exit()
+        t.touch("cow reuse", True)  # opened again
     child = p.fork()
     child.exit()
     yield t.touch("cow reuse", True)

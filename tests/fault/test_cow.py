@@ -39,8 +39,9 @@ def test_last_owner_reuses_its_frame(child) -> None:
         assert "anon_exclusive" not in shared.flags
         assert shared.mappings == [(p.pid, a), (c.pid, a)]
         before = machine.vmstat["pgreuse"] if "pgreuse" in machine.vmstat else None
-        x[0] = 2                         # shared: copied
-        assert pte(p, a).decoded["pfn"] != frames[0]
+        x[0] = 2                         # shared: copied, and the copy given to the child
+        assert pte(p, a).decoded["pfn"] == frames[0] != pte(c, a).decoded["pfn"]
+        assert c.read(a, 8) == (1).to_bytes(8, "little")
         c.exit()
         x[512] = 2                       # sole owner: opened in place
         assert pte(p, a + PAGE).decoded["pfn"] == frames[1]
@@ -54,6 +55,7 @@ def test_last_owner_reuses_its_frame(child) -> None:
 
 
 def test_child_reuses_after_parent_copied(child) -> None:
+    # Through the window, so that both have it mapped and the copy is the writer's.
     child("""
     with one_process("64M") as (machine, p):
         a, x = mapped(p, PAGE)
@@ -61,6 +63,7 @@ def test_child_reuses_after_parent_copied(child) -> None:
         frame = pte(p, a).decoded["pfn"]
         c = p.fork()
         y = array(c, a, PAGE)
+        assert y[1] == 3
         x[0] = 4
         y[0] = 5
         assert pte(c, a).decoded["pfn"] == frame and pte(p, a).decoded["pfn"] != frame

@@ -25,10 +25,9 @@ from realmem.linux cimport (
 )
 from realmem.types cimport (
     COUNTS_FREE, COUNTS_NEW, MAX_NR_ZONES, MAX_NUMNODES, MAX_PAGE_ORDER, MIGRATE_MOVABLE,
-    MIGRATE_TYPES, NR_PAGE_ORDERS, NR_VM_NUMA_EVENT_ITEMS, NR_WMARK, PAGE_RESERVED,
-    PAGE_TAIL, PAGE_ZONE_SHIFT, PAGEBLOCK_ORDER, PG_reserved, cpu_area, machine, node, page,
-    page_run,
-    pfn_to_page, zone,
+    MIGRATE_TYPES, NR_PAGE_ORDERS, NR_VM_EVENT_ITEMS, NR_VM_NUMA_EVENT_ITEMS, NR_WMARK,
+    PAGE_RESERVED, PAGE_TAIL, PAGE_ZONE_SHIFT, PAGEBLOCK_ORDER, PG_reserved, cpu_area, machine,
+    node, page, page_run, pfn_to_page, zone,
 )
 
 from realmem.errors import HostError
@@ -42,7 +41,7 @@ cdef enum:
 EVENT_NAMES = (
     "pgfree", "pgfault", "pgmajfault", "pgreuse", "allocstall_dma", "allocstall_dma32",
     "allocstall_normal", "allocstall_movable", "kswapd_wake", "sigsegv", "map_fill",
-    "map_flush", "mprotect", "spurious", "forbidden", "uffd_continue",
+    "map_flush", "mprotect", "spurious", "forbidden", "uffd_continue", "donation",
 )
 
 
@@ -251,7 +250,7 @@ cdef class MachineCore:
 
     def events(self):
         """Count machine-wide events: a dict from the names of EVENT_NAMES to ints."""
-        cdef uint64_t counts[16]    # NR_VM_EVENT_ITEMS
+        cdef uint64_t counts[NR_VM_EVENT_ITEMS]
         self.alive()
         sum_vm_events(self.m, counts)
         return {EVENT_NAMES[i]: counts[i] for i in range(len(EVENT_NAMES))}

@@ -10,12 +10,15 @@
 #     entry empty, write          -> a zeroed frame             do_anonymous_page
 #     entry read-only, write      -> sole owner: opened as it is;
 #                                    else: copied, replaced     do_wp_page
+#                                    or the copy given away     donate.pyx
 #     entry a guard marker        -> FAULT_MAPERR
 #     entry a NUMA hint           -> lifted, and on       do_numa_page
 #     entry allows it             -> the host lost it: refilled
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy, memset
 
+from realmem._kernel.cow_block cimport cow_block_fault
+from realmem._kernel.donate cimport donate_copy_locked
 from realmem._kernel.expand cimport expand_stack_locked
 from realmem._kernel.fault_cost cimport fault_account
 from realmem._kernel.mempolicy cimport policy_node, vma_alloc_pages
@@ -301,10 +304,14 @@ cdef int do_wp_page(vm_fault* f) noexcept nogil:
         count_vm_event(m, PGREUSE, 1)
         kind_known(f, KIND_REUSE)
         return install(f, entry | WRITTEN | PTE_ACCESSED, HOST_WRITE)
+    if not zero and unlikely(folios_wanted(f.mm, f.vma) != 0) and cow_block_fault(f) == 0:
+        return FAULT_OK
     kind_known(f, KIND_ANON if zero else KIND_COW)
     new = new_anon_page(f, NULL if zero else old)
     if new == NULL:
         return FAULT_OOM
+    if not zero and donate_copy_locked(f.mm, f.vma, f.pte, old, new):
+        return install(f, entry | WRITTEN | PTE_ACCESSED, HOST_WRITE)
     rc = install(f, make_entry(f.vma, page_to_pfn(m, new)) | WRITTEN, HOST_WRITE)
     if not zero:
         replaced(f.mm, f.vma, old)

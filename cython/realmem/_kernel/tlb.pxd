@@ -39,5 +39,7 @@ cdef void tlb_flush_window_locked(mm_struct* mm) noexcept nogil
 # that the instruction completes; with show_frame it starts as a copy of the frame.
 # Returns: 0, or -errno.
 cdef int scratch_map_locked(mm_struct* mm, uint64_t addr, bint show_frame) noexcept nogil
+# Whether one is there.
+cdef bint scratch_in(mm_struct* mm, uint64_t start, uint64_t end) noexcept nogil
 # Take all scratch pages away again.
 cdef void scratch_flush_locked(mm_struct* mm) noexcept nogil

@@ -107,9 +107,10 @@ class Family:
         elif what == "unlock":
             p.munlock(at, length)
         elif what == "forget":
-            with contextlib.suppress(OSError):      # EINVAL: locked
-                p.madvise(at, length, MADV_DONTNEED)
-                self.values[p.pid][n : n + length // P] = 0
+            with contextlib.suppress(OSError):      # EINVAL at the first that is locked
+                for i in range(n, n + length // P):
+                    p.madvise(BASE + i * P, P, MADV_DONTNEED)
+                    self.values[p.pid][i] = 0
         elif what == "move":
             p.mremap(at, length, length, rm.MREMAP_MAYMOVE | rm.MREMAP_FIXED, 1 << 33)
             p.mremap(1 << 33, length, length, rm.MREMAP_MAYMOVE | rm.MREMAP_FIXED, at)

@@ -89,6 +89,9 @@ class Pair:
         :raises Parted: they differ.
         """
         before = self.looks.get(op.slot)
+        if op.name in ACCESSES and before is not None:
+            # Others' donations may have given it copies since.
+            before = before[0], self.right.look(op.slot)
         right = self.right.apply(op)
         left = self.step_left(op)
         self.steps += 1

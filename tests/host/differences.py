@@ -17,6 +17,8 @@ Where the host's kernel and realmem may differ, and why; nothing else is forgive
 - **Copies that the kernel makes for nothing**: a frame whose last owner writes is copied all the
   same while one of the kernel's batches (folio_batch: LRU, mlock) holds it.  realmem must copy
   nowhere else.
+- **Donations**: of two that share a frame the writer may keep it, and the other finds another one;
+  which pages are shared by whom is compared all the same.
 - **MADV_HWPOISON, MADV_SOFT_OFFLINE**: never asked for; the host would lose real memory.
 """
 

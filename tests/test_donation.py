@@ -195,6 +195,7 @@ def changes(machine, what, before):
     return {name: after[name] - before[name] for name in what}
 
 
+WHY = ["own page", "zero page", "clean", "start", "end", "guard", "memory"]
 COUNTED = ("donation", "map_fill", "map_flush")
 
 
@@ -372,7 +373,7 @@ class TestBlocks:
         same = [a == b for a, b in zip(pfns(p, at, 48), pfns(child, at, 48), strict=True)]
         assert same.count(False) == 1
 
-    @pytest.mark.parametrize("why", ["own page", "zero page", "clean", "end", "guard", "memory"])
+    @pytest.mark.parametrize("why", WHY)
     def test_a_block_that_is_not_alike_goes_by_pages(self, machine, why):
         p, at, child = self.forked(machine)
         other = 1                           # pages that differ, with the one stored to
@@ -390,7 +391,9 @@ class TestBlocks:
             machine.procfs[f"/proc/{p.pid}/clear_refs"] = "4"
             child = p.fork()
         elif why == "end":
-            p.munmap(at + 31 * P, P)
+            p.mprotect(at + 31 * P, P, rm.PROT_READ)
+        elif why == "start":
+            p.mprotect(at + 16 * P, P, rm.PROT_READ)
         elif why == "guard":
             p.madvise(at + 30 * P, P, rm.MADV_GUARD_INSTALL)
         frames = pfns(p, at + 20 * P, 4)

@@ -19,7 +19,7 @@ def tool(monkeypatch):
     import mutants
 
     yield mutants
-    for name in ("mutants", "mutants_mm", "mutants_pages", "mutants_runs", "mutants_slab",
+    for name in ("mutants", "mutants_cow", "mutants_mm", "mutants_pages", "mutants_runs", "mutants_slab",
                  "mutants_thp", "mutation"):
         del sys.modules[name]
 

@@ -25,6 +25,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from mutants_cow import COW
 from mutants_mm import MM
 from mutants_pages import PAGES
 from mutants_runs import RUNS
@@ -34,7 +35,7 @@ from mutation import Mutant, Suite
 
 ROOT = Path(__file__).resolve().parent.parent
 CYTHON = ROOT / "cython"
-SUITES = {"pages": PAGES, "slab": SLAB, "mm": MM, "thp": THP, "runs": RUNS}
+SUITES = {"pages": PAGES, "slab": SLAB, "mm": MM, "thp": THP, "runs": RUNS, "cow": COW}
 # A mutant that takes this many times as long as the unchanged allocator hangs.
 PATIENCE = 4
 # The editable install's finder would find the unchanged modules first.

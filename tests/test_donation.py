@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 import realmem as rm
 from realmem import MADV_DONTNEED, MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, PAGE_SIZE
+from realmem.backends import choose
 from realmem.errors import SegmentationFault
 
 RW = rm.PROT_READ | rm.PROT_WRITE
@@ -42,8 +43,8 @@ steps = st.one_of(
 class Family:
     """Relatives with one region, and what each should read there."""
 
-    def __init__(self, donates, block):
-        self.machine = rm.Machine(nodes=1, memory="24M", window="1G")
+    def __init__(self, donates, block, faults):
+        self.machine = rm.Machine(nodes=1, memory="24M", window="1G", faults=faults)
         self.donates = donates
         first = self.machine.spawn()
         first.mmap(BASE, PAGES * P, RW, ANON | MAP_FIXED)
@@ -146,7 +147,8 @@ class Family:
         self.machine.close()
 
 
-@settings(max_examples=40)
+@pytest.mark.parametrize("faults", ["sigsegv", "userfaultfd"])
+@settings(max_examples=30)
 @example([("store all", 0, 1), ("fork", 0, 0), ("store all", 0, 1), ("store all", 1, 1)], True)
 @example([("store all", 0, 1), ("fork", 0, 0), ("fork", 0, 0), ("exit", 2, 0),
           ("raw store", 0, 20), ("load all", 1, 0), ("raw store", 0, 21)], False)
@@ -155,8 +157,10 @@ class Family:
 @example([("store all", 0, 1), ("lock", 0, 11), ("fork", 0, 0), ("lock", 1, 14),
           ("store all", 0, 1), ("exit", 0, 0), ("load all", 0, 0)], True)
 @given(st.lists(steps, min_size=1, max_size=16), st.booleans())
-def test_all_that_linux_shows_is_as_without_donations(sequence, block):
-    ours, theirs = Family(True, block), Family(False, block)
+def test_all_that_linux_shows_is_as_without_donations(faults, sequence, block):
+    if choose("auto") != "userfaultfd" and faults == "userfaultfd":
+        pytest.skip("this host refuses userfaultfd")
+    ours, theirs = Family(True, block, faults), Family(False, block, faults)
     try:
         for step in sequence:
             ours.step(*step)
@@ -172,7 +176,7 @@ def test_all_that_linux_shows_is_as_without_donations(sequence, block):
 
 @pytest.fixture
 def machine():
-    with rm.Machine(nodes=1, memory="32M", window="1G") as machine:
+    with rm.Machine(nodes=1, memory="32M", window="1G", faults="sigsegv") as machine:
         yield machine
         machine.check()
 

@@ -19,8 +19,8 @@ def tool(monkeypatch):
     import mutants
 
     yield mutants
-    for name in ("mutants", "mutants_cow", "mutants_mm", "mutants_pages", "mutants_runs", "mutants_slab",
-                 "mutants_thp", "mutation"):
+    for name in ("mutants", "mutants_cow", "mutants_mm", "mutants_pages", "mutants_runs",
+                 "mutants_slab", "mutants_thp", "mutation"):
         del sys.modules[name]
 
 

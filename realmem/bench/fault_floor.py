@@ -31,10 +31,9 @@ def floors(plan: FaultPlan) -> Iterator[tuple[Figure, float]]:
     for how in ("mmap", "continue") if by_uffd else ("mmap", "mprotect"):
         yield plan.figure(f"signal+{how}", "floor"), of(how, order)
     for metric, (call, brought) in plan.calls.items():
-        if metric == "cow reuse" and call == "mprotect":
-            # Opened where it lies: in what was mapped by such faults as ours were.
-            ns = of("unprotect" if by_uffd else "reprotect", brought)
-        else:
-            same = metric == "zero page read" and brought == 0
-            ns = of(call, brought, copies=metric.startswith("cow copy"), same=same)
+        if metric.startswith("cow") and call == "mprotect":
+            # Opened where it lies, in what a fork protected.
+            call = "unprotect" if by_uffd else "reprotect"
+        same = metric == "zero page read" and brought == 0
+        ns = of(call, brought, copies=metric.startswith("cow copy"), same=same)
         yield plan.figure(metric, "floor"), ns

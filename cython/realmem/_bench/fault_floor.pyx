@@ -93,12 +93,13 @@ cdef extern from *:
                 return -1;
             return mprotect((void *)rm_floor.base, rm_floor.length, PROT_READ | PROT_WRITE);
         }
-        if (how != RM_MPROTECT)
+        if (how != RM_MPROTECT && how != RM_REPROTECT)
             return 0;
         if (rm_floor_map(rm_floor.base, PROT_READ | PROT_WRITE, MAP_FIXED | MAP_POPULATE)
                 == MAP_FAILED)
             return -1;
-        return mprotect((void *)rm_floor.base, rm_floor.length, PROT_NONE);
+        return how == RM_REPROTECT
+               ? 0 : mprotect((void *)rm_floor.base, rm_floor.length, PROT_NONE);
     }
 
     /* Take the right to write from all of it: by the same means that gives it back. */
@@ -188,7 +189,7 @@ def floor(uint64_t n, str how, int order=0, const uint32_t[::1] pages=None, bint
 
     :param n: 4 KiB pages that are stored to; a multiple of 2**order.
     :param how: ``"mmap"`` of frames, populating; ``"mprotect"`` in a run mapped beforehand;
-        ``"reprotect"`` of what was mapped by such faults, and then protected as a whole; by
+        ``"reprotect"`` of what was mapped as a whole, and then protected as a whole; by
         userfaultfd, ``"continue"`` in a run mapped beforehand, and ``"unprotect"``.
     :param order: a fault brings 2**order pages.
     :param pages: permutation of page numbers; None goes up.

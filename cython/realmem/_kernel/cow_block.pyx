@@ -17,13 +17,14 @@ from realmem._kernel.host_calls cimport host_map, host_protect
 from realmem._kernel.mempolicy cimport vma_alloc_pages
 from realmem._kernel.mm_types cimport (
     HOST_NONE, HOST_WRITE, PTE_ACCESSED, PTE_DIRTY, PTE_PFN_MASK, PTE_PRESENT, PTE_RW,
-    PTE_SOFT_DIRTY, PTE_SPECIAL, VM_LOCKED, host_address, is_pinned, mm_struct, mmu, pte_pfn,
-    pte_with_host, vm_area_struct,
+    PTE_SOFT_DIRTY, PTE_SPECIAL, VM_LOCKED, host_address, is_pinned, mm_struct, mmu, pte_host,
+    pte_pfn, pte_with_host, vm_area_struct,
 )
 from realmem._kernel.page_alloc cimport split_page
 from realmem._kernel.percpu cimport count_vm_event
 from realmem._kernel.run_host cimport forget_mapped
-from realmem._kernel.tlb cimport scratch_in, tlb_flush_locked
+from realmem._kernel.run_uffd cimport is_registered, open_registered
+from realmem._kernel.tlb cimport scratch_in, tlb_flush_locked, tlb_install_locked
 from realmem._kernel.vm_fault cimport (
     KIND_COW, PART_ALLOC, PART_HOST_MAP, PART_ZERO_OR_COPY, kind_known, part_done, vm_fault,
 )
@@ -122,18 +123,33 @@ cdef void open_pages(vm_fault* f, uint64_t addr, uint64_t* pte, uint64_t n) noex
     cdef uint64_t length = n << PAGE_SHIFT
     cdef int64_t before
     cdef uint64_t i
+    cdef uint64_t registered = 0
+    cdef bint alike = True
     for i in range(n):
         pte[i] |= OPENED
+        registered += is_registered(mm.mmu.m, pte + i)
+        alike = alike and pte_host(pte[i]) == pte_host(pte[0])
     if not f.hardware:
         return
-    count_vm_event(mm.mmu.m, HOST_MPROTECT, 1)
-    if host_protect(host_address(mm, addr), length, PROT_READ | PROT_WRITE) != 0:
+    if registered != 0 and (registered != n or not alike):
+        for i in range(n):
+            tlb_install_locked(mm, addr + (i << PAGE_SHIFT), pte + i, pte[i], HOST_WRITE)
+        return
+    if open_host(mm, host_address(mm, addr), length, pte_host(pte[0]), registered != 0) != 0:
         tlb_flush_locked(mm, addr, addr + length)       # some may have been opened
         return
     before = edges_in(mm, addr, addr + length)
     for i in range(n):
         pte[i] = pte_with_host(pte[i], HOST_WRITE)
     add_edges(mm, edges_in(mm, addr, addr + length) - before)
+
+
+cdef inline int open_host(mm_struct* mm, uint64_t at, uint64_t length, unsigned int now,
+                          bint registered) noexcept nogil:
+    if registered:
+        return open_registered(mm.mmu, at, length, now, HOST_WRITE)
+    count_vm_event(mm.mmu.m, HOST_MPROTECT, 1)
+    return host_protect(at, length, PROT_READ | PROT_WRITE)
 
 
 # Entries that are to map the frames from `block` on instead, and the host, too.

@@ -32,7 +32,9 @@ ENDS = """
     def verify(rounds):
         # No frame, no area and no mapping is left behind, round after round.
         (free, kib, n), last = rounds[1], rounds[-1]
-        assert last[0] >= free and last[1] < kib + 2000 and last[2] < n + 40, rounds
+        assert last[0] >= free, rounds
+        if "san.so" not in os.environ.get("LD_PRELOAD", ""):    # which keeps notes of its own
+            assert last[1] < kib + 2000 and last[2] < n + 40, rounds
 
     def resident():
         with open("/proc/self/status") as f:

@@ -128,6 +128,46 @@ def test_what_was_open_stays_open_when_its_run_is_mapped(child) -> None:
     """)
 
 
+def test_what_lies_between_others_is_protected_by_its_own_means(child) -> None:
+    """A run's page between two of other frames must not get under their mprotect."""
+    child("""
+    signal.alarm(60)                        # unmended, a store faults for ever
+    with one_process("64M", debug=1) as (machine, p):
+        n = 2 << 20
+        a, x = mapped(p, n)
+        x[::512] = range(1, 513)
+        first = p.fork()
+        y = array(first, a, n)
+        assert (y[512 * 4], y[512 * 6]) == (5, 7)       # so that these two are copied
+        x[512 * 4] = x[512 * 6] = 99        # frames of no run; page 5 is shared yet
+        before = machine.hoststat["map_flush"]
+        second = p.fork()
+        assert machine.hoststat["map_flush"] == before  # the window was not flushed for it
+        first.exit()
+        second.exit()
+        x[512 * 5] = 100
+        x[512 * 6] = 101
+        assert x[512 * 4:512 * 7:512].tolist() == [99, 100, 101]
+        # The other way round: WRITEPROTECT would be refused, and all of the window flushed.
+        first, second = p.fork(), p.fork()
+        y = array(first, a, n)
+        assert y[512 * 20] == 21
+        second.exit()
+        x[512 * 20] = 102                   # copied
+        second = p.fork()
+        first.exit()
+        x[512 * 19] = x[512 * 21] = 103     # given away; page 20 is shared yet
+        before = machine.hoststat["map_flush"]
+        third = p.fork()
+        assert machine.hoststat["map_flush"] == before
+        x[512 * 19:512 * 22:512] += 1
+        assert x[512 * 18:512 * 23:512].tolist() == [19, 104, 103, 104, 23]
+        assert array(third, a, n)[512 * 18:512 * 23:512].tolist() == [19, 103, 102, 103, 23]
+        machine.check()
+        del x, y
+    """)
+
+
 def test_whole_window_flushed_at_the_host_limit(child) -> None:
     """At the limit of host VMAs a window is flushed, or closed by mprotect; nothing is lost."""
     child("""

@@ -269,7 +269,8 @@ cdef void tlb_protect_locked(mm_struct* mm, uint64_t start, uint64_t end, unsign
                     by_uffd = is_registered(mm.mmu.m, pte)
                 last = addr
                 pte[0] = pte_with_host(pte[0], most)
-            elif host != most and first != ~<uint64_t>0:
+            elif first != ~<uint64_t>0 and (
+                    host != most or by_uffd != is_registered(mm.mmu.m, pte)):
                 rc = protect_run(mm, &first, last, most, by_uffd)
                 if rc != 0:
                     break

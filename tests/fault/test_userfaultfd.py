@@ -168,6 +168,26 @@ def test_what_lies_between_others_is_protected_by_its_own_means(child) -> None:
     """)
 
 
+def test_a_pinned_page_is_not_taken_away_by_another_fault(child) -> None:
+    """What is no run's the host fills itself: a fault there has nothing to mend."""
+    child("""
+    with one_process("16M") as (machine, p):
+        n = 16 * PAGE
+        a = p.mmap(None, n, RW, MAP_SHARED | MAP_ANONYMOUS)
+        with p.pin(a, n, write=True) as view:
+            before = machine.hoststat
+            for _ in range(3):
+                with p.pin(a, n, write=True):
+                    pass
+            after = machine.hoststat
+            for name in ("map_fill", "map_flush", "mprotect"):
+                assert after[name] == before[name], (name, before[name], after[name])
+            read, write = os.pipe()
+            assert os.writev(write, [view]) == n and os.readv(read, [view]) == n
+            del view
+    """)
+
+
 def test_whole_window_flushed_at_the_host_limit(child) -> None:
     """At the limit of host VMAs a window is flushed, or closed by mprotect; nothing is lost."""
     child("""

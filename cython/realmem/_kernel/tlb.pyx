@@ -94,9 +94,12 @@ cdef inline void map_run_if_due(mm_struct* mm, uint64_t addr, const uint64_t* pt
 
 cdef void tlb_refresh_locked(mm_struct* mm, uint64_t addr, uint64_t* pte) noexcept nogil:
     cdef uint64_t entry = pte[0]
+    cdef const page_run* run = run_of(mm.mmu.m, pte)
     cdef unsigned int host = pte_host(entry)
     cdef uint64_t page_addr = addr & ~<uint64_t>(PAGE_SIZE - 1)
-    if mm.mmu.uffd < 0 or host < HOST_READ:
+    # What is no run's is an ordinary mapping, which the host fills itself; who pinned it must not
+    # see it go.
+    if mm.mmu.uffd < 0 or host < HOST_READ or run == NULL or not is_run_page(run, pte, entry):
         return
     if is_registered(mm.mmu.m, pte):
         refresh_registered(mm.mmu, host_address(mm, page_addr), host)

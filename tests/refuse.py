@@ -68,6 +68,24 @@ def refuse(names: tuple[str, ...], number: int = errno.EPERM) -> None:
         instruction(BPF_RET, SECCOMP_RET_ALLOW),
         instruction(BPF_RET, SECCOMP_RET_ERRNO | number),
     ]
+    install(program)
+
+
+def refuse_ioctl(command: int, number: int = errno.EPERM) -> None:
+    """Refuse one command of ioctl(2) with this errno, likewise."""
+    nr = {"x86_64": 16, "aarch64": 29}[platform.machine()]
+    install([
+        instruction(BPF_LD_W_ABS, 0),
+        instruction(BPF_JEQ, nr, 0, 3),
+        instruction(BPF_LD_W_ABS, 24),                          # seccomp_data.args[1]
+        instruction(BPF_JEQ, command, 0, 1),
+        instruction(BPF_RET, SECCOMP_RET_ERRNO | number),
+        instruction(BPF_RET, SECCOMP_RET_ALLOW),
+    ])
+
+
+def install(program: list[bytes]) -> None:
+    """Have the calling thread filtered by a program from now on."""
     code = ctypes.create_string_buffer(b"".join(program))
     header = Program(len(program), ctypes.addressof(code))
     libc = ctypes.CDLL(None, use_errno=True)

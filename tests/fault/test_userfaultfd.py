@@ -6,6 +6,7 @@ import errno
 import signal
 import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 from whole_process import run_child
@@ -185,6 +186,42 @@ def test_a_pinned_page_is_not_taken_away_by_another_fault(child) -> None:
             read, write = os.pipe()
             assert os.writev(write, [view]) == n and os.readv(read, [view]) == n
             del view
+    """)
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOMEM])
+@pytest.mark.parametrize("call", [7, 6, 0], ids=["CONTINUE", "WRITEPROTECT", "REGISTER"])
+def test_a_call_refused_in_mid_run(child, call, number) -> None:
+    """By a seccomp filter, or a kernel that lacks a mode: pages are mapped by mmap instead."""
+    size = {7: 32, 6: 24, 0: 32}[call]
+    child(f"""
+    sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+    from refuse import refuse_ioctl
+    with one_process("64M") as (machine, p):
+        n = 4 << 20
+        a, x = mapped(p, n)
+        words = x[::512]
+        words[:300] = range(300)
+        refuse_ioctl(3 << 30 | {size} << 16 | 0xAA << 8 | {call}, {number})
+        words[300:] = range(300, 1024)
+        machine.check()
+        kid = p.fork()
+        theirs = array(kid, a, n)[::512]
+        theirs[::3] = 7
+        words[::2] += 1
+        assert theirs[::2].tolist() == [7 if i % 3 == 0 else i for i in range(0, 1024, 2)]
+        kid.exit()
+        p.mprotect(a, n, PROT_READ)
+        p.mm.core.flush(a + 5 * PAGE, a + 700 * PAGE)
+        assert words.tolist() == [i + (i % 2 == 0) for i in range(1024)]
+        p.mprotect(a, n, RW)
+        libc = ctypes.CDLL(None)
+        at = ctypes.c_void_p(p.host_address(a))
+        assert libc.madvise(at, ctypes.c_size_t(n), 4) == 0     # MADV_DONTNEED, on the host
+        words += 1
+        assert words.tolist() == [i + 1 + (i % 2 == 0) for i in range(1024)]
+        machine.check()
+        del words, theirs, x
     """)
 
 

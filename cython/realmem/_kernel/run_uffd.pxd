@@ -15,8 +15,9 @@ cdef void map_registered_locked(mm_struct* mm, uint64_t start, page_run* run) no
 cdef int open_registered(mmu* u, uint64_t at, uint64_t length, unsigned int now,
                          unsigned int host) noexcept nogil
 
-# Have the host map a page again that it says it has not, or has without the right to write.
-cdef void refresh_registered(mmu* u, uint64_t at, unsigned int host) noexcept nogil
+# Have the host map a page again that it says it has not, or has without the right to write: 0 or
+# -errno.
+cdef int refresh_registered(mmu* u, uint64_t at, unsigned int host) noexcept nogil
 
 # Leave pages the access of `most` at most: 0 or -errno.
 cdef int protect_registered(mmu* u, uint64_t at, uint64_t length, unsigned int most) noexcept nogil

@@ -80,10 +80,11 @@ cdef int open_registered(mmu* u, uint64_t at, uint64_t length, unsigned int now,
     return uffd_continue(u.uffd, at, length, host == HOST_READ)
 
 
-cdef void refresh_registered(mmu* u, uint64_t at, unsigned int host) noexcept nogil:
-    open_registered(u, at, PAGE_SIZE, HOST_NONE, host)
-    if host == HOST_WRITE:
-        open_registered(u, at, PAGE_SIZE, HOST_READ, host)
+cdef int refresh_registered(mmu* u, uint64_t at, unsigned int host) noexcept nogil:
+    cdef int rc = open_registered(u, at, PAGE_SIZE, HOST_NONE, host)
+    if rc == 0 and host == HOST_WRITE:
+        rc = open_registered(u, at, PAGE_SIZE, HOST_READ, host)
+    return rc
 
 
 cdef int protect_registered(mmu* u, uint64_t at, uint64_t length,

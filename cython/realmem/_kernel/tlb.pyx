@@ -101,11 +101,11 @@ cdef void tlb_refresh_locked(mm_struct* mm, uint64_t addr, uint64_t* pte) noexce
     # see it go.
     if mm.mmu.uffd < 0 or host < HOST_READ or run == NULL or not is_run_page(run, pte, entry):
         return
-    if is_registered(mm.mmu.m, pte):
-        refresh_registered(mm.mmu, host_address(mm, page_addr), host)
-    else:
-        tlb_flush_locked(mm, page_addr, page_addr + PAGE_SIZE)
-        tlb_install_locked(mm, addr, pte, entry, host)
+    if is_registered(mm.mmu.m, pte) and refresh_registered(
+            mm.mmu, host_address(mm, page_addr), host) == 0:
+        return
+    tlb_flush_locked(mm, page_addr, page_addr + PAGE_SIZE)
+    tlb_install_locked(mm, addr, pte, entry, host)
 
 
 # Make the host map the PTE's frame with the access of `host`; sets the host bits.
@@ -136,7 +136,12 @@ cdef int host_install(mm_struct* mm, uint64_t addr, uint64_t* pte,
                 scratch_forget(mm, addr, addr + PAGE_SIZE)
             return 0
         if rc != -ENOMEM:
-            break
+            if not is_registered(u.m, pte):
+                break
+            # By an ordinary mapping, then.  (Before Linux 6.4 nothing is filled for reading only.)
+            forget_page(u.m, pte)
+            pte[0] = pte_with_host(pte[0], HOST_NONE)
+            continue
         spare_drop()
         tlb_flush_window_locked(mm)
         spare_take()

@@ -17,6 +17,7 @@ from realmem import (
     PROT_READ,
     PROT_WRITE,
 )
+from realmem.backends import choose
 
 RW, ANON = PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS
 P = PAGE_SIZE
@@ -89,6 +90,38 @@ def test_a_fork_copies_what_is_pinned(machine, process, write):
         assert child.walk(at)[-1].decoded["pfn"] != frame
         machine.check()
     assert machine.pfn_to_page(frame).refcount == 1
+
+
+@pytest.mark.parametrize("faults", ["sigsegv", "userfaultfd"])
+@pytest.mark.parametrize("how", ["zero page", "mapped anew", "shared"])
+def test_a_fork_shares_what_came_to_lie_where_something_is_pinned(how, faults):
+    """The pin holds another page, or none: the parent's next store must not reach the child's."""
+    if choose("auto" if faults == "userfaultfd" else faults) != faults:
+        pytest.skip("this host refuses userfaultfd")
+    with rm.Machine(nodes=1, memory="64M", window="1G", faults=faults) as machine:
+        process = machine.spawn()
+        at = process.mmap(None, 3 * P, RW, ANON)
+        words = process.view(at, 3 * P)
+        words[P] = words[2 * P] = 1                         # pages of the run
+        if how != "zero page":
+            words[0] = 1
+        pin = process.pin(at, P)
+        pin.__enter__()
+        if how != "zero page":
+            process.munmap(at, P)
+            process.mmap(at, P, RW, ANON | MAP_FIXED)
+        words[0] = 2
+        if how == "shared":
+            other = process.fork()
+        child = process.fork()
+        words[0] = 3
+        machine.check()
+        assert child.read(at, 1) == b"\2" and process.read(at, 1) == b"\3"
+        if how == "shared":
+            assert other.read(at, 1) == b"\2"
+        pin.__exit__(None, None, None)
+        machine.check()
+        words.release()
 
 
 @pytest.mark.conformance("FK-10")

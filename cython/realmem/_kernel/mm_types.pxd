@@ -3,7 +3,7 @@
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 from realmem._kernel.host_calls cimport mutex
-from realmem.types cimport machine
+from realmem.types cimport machine, pfn_to_page
 
 cdef enum:
     PGDIR_SHIFT = 39
@@ -434,6 +434,14 @@ cdef inline bint is_pinned(const mm_struct* mm, uint64_t start, uint64_t end) no
         if mm.pins[i].start < end and start < mm.pins[i].end:
             return True
     return False
+
+# Whether an entry's page is: who pinned it goes on with it, and a fork copies it for the child.
+# A place that is listed may have another page by now.  The references go while the lock is held.
+# Mirrors: mm/mm.h:folio_needs_cow_for_dma().
+cdef inline bint pinned_page(const mm_struct* mm, uint64_t entry) noexcept nogil:
+    return (mm.nr_pins != 0 and not entry & PTE_SPECIAL
+            and pfn_to_page(mm.mmu.m, pte_pfn(entry)).counts.c.refcount
+            >= GUP_PIN_COUNTING_BIAS)
 
 # Before its resident pages become fewer.  Mirrors: update_hiwater_rss().
 cdef inline void update_hiwater_rss(mm_struct* mm) noexcept nogil:

@@ -14,10 +14,10 @@ from realmem._kernel.huge_zero cimport huge_zero_dup_locked, huge_zero_put_locke
 from realmem._kernel.mm_lock cimport lock_live, lock_task, unlock_task
 from realmem._kernel.mm_run cimport free_tables_locked
 from realmem._kernel.mm_types cimport (
-    GUP_PIN_COUNTING_BIAS, HOST_NONE, HOST_READ, MM_DEAD, NR_RLIMITS, PMD_SHIFT, PTE_ACCESSED,
+    HOST_NONE, HOST_READ, MM_DEAD, NR_RLIMITS, PMD_SHIFT, PTE_ACCESSED,
     PTE_DIRTY, PTE_HOST_MASK, PTE_PFN_MASK, PTE_PSE, PTE_RW, PTE_SPECIAL, TASK_SIZE, VM_ACCOUNT,
     VM_DONTCOPY, VM_GROWSDOWN, VM_LOCKED_MASK, VM_MAYBE_GUARD, VM_SOFTDIRTY,
-    VM_WIPEONFORK, anon_vma, linear_page_index, mm_struct, mmu, pte_pfn, pte_present,
+    VM_WIPEONFORK, anon_vma, linear_page_index, mm_struct, mmu, pinned_page, pte_pfn, pte_present,
     pte_with_host, shmem, vm_area_struct, vma_cursor, vma_slot,
 )
 from realmem._kernel.pgtable cimport (
@@ -169,7 +169,7 @@ cdef inline uint64_t copy_present_pte(mm_struct* parent, mm_struct* child, const
         page_dup_rmap(pfn_to_page(parent.mmu.m, pte_pfn(entry)))
         child.core.shmem_rss += 1
         entry &= ~<uint64_t>PTE_DIRTY
-    elif pinned_page(parent, addr, entry):
+    elif pinned_page(parent, entry):
         return pte_with_host(copy_pinned(parent, child, slot, addr, entry), HOST_NONE)
     else:
         entry &= ~<uint64_t>PTE_RW
@@ -179,13 +179,6 @@ cdef inline uint64_t copy_present_pte(mm_struct* parent, mm_struct* child, const
             child.core.anon_rss += 1
     # It was not used through the child's yet.
     return pte_with_host(entry & ~<uint64_t>PTE_ACCESSED, HOST_NONE)
-
-
-# Mirrors: mm/mm.h:folio_needs_cow_for_dma().
-cdef inline bint pinned_page(const mm_struct* mm, uint64_t addr, uint64_t entry) noexcept nogil:
-    return (mm.nr_pins != 0 and not entry & PTE_SPECIAL
-            and pfn_to_page(mm.mmu.m, pte_pfn(entry)).counts.c.refcount
-            >= GUP_PIN_COUNTING_BIAS)
 
 
 # Who pinned a page goes on with it; the child gets a copy.

@@ -88,5 +88,6 @@ cdef void mm_unpin(mm_struct* mm, uint64_t id, machine* m, uint64_t start, uint6
     mutex_lock(&mm.lock)
     if mm.id == id:
         unlist(mm, start, end)
-    mutex_unlock(&mm.lock)
+    # Before it is unlocked: a fork may have left the pages writable, to copy them.
     unpin(m, pfns, (end - start) >> PAGE_SHIFT)
+    mutex_unlock(&mm.lock)

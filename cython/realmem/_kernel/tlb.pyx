@@ -21,8 +21,8 @@ from realmem._kernel.host_calls cimport (
 )
 from realmem._kernel.mm_types cimport (
     HOST_NOACC, HOST_NONE, HOST_READ, HOST_WRITE, MM_LIVE, NR_SCRATCH, PMD_SHIFT, PTE_PRESENT,
-    PTE_RW, host_address, is_kernel_mm, is_pinned, mm_high, mm_low, mm_struct, mmu, pte_host,
-    pte_pfn, pte_present, pte_with_host, window,
+    PTE_RW, host_address, is_kernel_mm, is_pinned, mm_high, mm_low, mm_struct, mmu, pinned_page,
+    pte_host, pte_pfn, pte_present, pte_with_host, window,
 )
 from realmem._kernel.percpu cimport count_vm_event
 from realmem._kernel.pgtable cimport next_table_locked, pte_offset_locked, set_pte_locked
@@ -265,7 +265,8 @@ cdef void tlb_protect_locked(mm_struct* mm, uint64_t start, uint64_t end, unsign
         while addr < end:
             pte = table + ((addr >> PAGE_SHIFT) & 511)
             host = pte_host(pte[0])
-            if unlikely(spare_pinned) and is_pinned(mm, addr, addr + PAGE_SIZE):
+            if unlikely(spare_pinned) and is_pinned(mm, addr, addr + PAGE_SIZE) and (
+                    pinned_page(mm, pte[0])):
                 host = HOST_NONE
             if host > most:
                 if first != ~<uint64_t>0 and by_uffd != is_registered(mm.mmu.m, pte):

@@ -37,11 +37,7 @@ def _refusal() -> HostError | None:
 
     refused, features = probe.userfaultfd(True)
     if refused:
-        return HostError(
-            refused,
-            f"userfaultfd: {os.strerror(refused)} (a seccomp filter, or a kernel without it); "
-            "use faults='sigsegv'",
-        )
+        return refusal(refused)
     if features & _NEEDED != _NEEDED:
         return HostError(
             errno.ENOSYS,
@@ -49,3 +45,13 @@ def _refusal() -> HostError | None:
             "(Linux 5.19 has); use faults='sigsegv'",
         )
     return None
+
+
+def refusal(number: int) -> HostError:
+    """Give the error for an errno of userfaultfd(2), with what to change."""
+    what = f"userfaultfd: {os.strerror(number)}"
+    if number in (errno.EMFILE, errno.ENFILE):
+        return HostError(number, f"{what}; raise ulimit -n")
+    return HostError(
+        number, f"{what} (a seccomp filter, or a kernel without it); use faults='sigsegv'"
+    )

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import errno
-import os
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from realmem._core import faults
 from realmem._core.mmu import Mmu
-from realmem.backends import SIGSEGV, USERFAULTFD
+from realmem.backends import SIGSEGV, USERFAULTFD, refusal
 from realmem.errors import HostError
 
 if TYPE_CHECKING:
@@ -88,7 +87,7 @@ class Paging:
                 why = mmu.open_userfaultfd() if self._backend == USERFAULTFD else 0
                 if why:
                     mmu.close()
-                    raise HostError(why, f"userfaultfd: {os.strerror(why)}")
+                    raise refusal(why)
                 self.mmu = mmu
             if self.settings.mmu is not self.mmu:
                 self.settings.attach(self.mmu)

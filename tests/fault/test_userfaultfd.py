@@ -352,6 +352,32 @@ with realmem.Machine(1, "16M", faults="auto") as machine:
     assert done.stdout == f"{errno.EPERM} True\nsigsegv b'12345678'\n"
 
 
+def test_no_descriptor_is_left_for_it(child) -> None:
+    """Whether that shows when the machine is made, or with its first process."""
+    child("""
+    import errno, resource
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+    with one_process("8M"):
+        pass                                # all is imported
+    machine = Machine(1, "8M")
+    held = []
+    try:
+        while True:
+            held.append(os.open("/dev/null", os.O_RDONLY))
+    except OSError:
+        pass
+    for error in (raises(HostError, machine.spawn), raises(HostError, Machine, 1, "8M")):
+        assert error.errno == errno.EMFILE and str(error).endswith("raise ulimit -n"), error
+    for fd in held:
+        os.close(fd)
+    p = machine.spawn()
+    a = p.mmap(None, 2 << 20, RW, ANON)
+    array(p, a, 2 << 20)[::512] = 1
+    machine.check()
+    machine.close()
+    """)
+
+
 @pytest.mark.parametrize("lacking", ["UFFD_FEATURE_SIGBUS", "_MINOR_SHMEM", "_WP_HUGETLBFS_SHMEM"])
 def test_an_older_kernel_lacks_a_part(monkeypatch, lacking) -> None:
     bit = {"UFFD_FEATURE_SIGBUS": 7, "_MINOR_SHMEM": 10, "_WP_HUGETLBFS_SHMEM": 12}[lacking]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,14 @@ import pytest
 from fake_host import write
 
 import realmem as rm
-from realmem._bench.fault_floor import HOW, floor, write_protect
+from realmem._bench.fault_floor import HOW, floor, floor_calls, write_protect
+from realmem._bench.fault_loops import touch
 from realmem._bench.kernel_pages import KernelPages, in_processes, load_all
 from realmem.backends import choose
 from realmem.bench import fault, fault_software
 from realmem.bench.fault_floor import floors
 from realmem.bench.fault_kernel import kernel_faults, kernel_orders
-from realmem.bench.fault_ours import ANON, RW, FaultPlan, our_faults
+from realmem.bench.fault_ours import ANON, BASE, CALLS, RW, FaultPlan, our_faults, our_fork
 from realmem.bench.fault_threads import thread_steps
 from realmem.bench.registry import Options
 
@@ -99,14 +101,31 @@ def test_the_floor_follows_our_faults(machines, faults, order, scattered):
     kinds = {figure.metric for figure in ours} - {"software first touch"}
     bare = {"sigsegv": "signal+mprotect", "userfaultfd": "signal+continue"}
     assert {figure.metric for figure in theirs} == kinds | {"signal+mmap", bare[faults]}
-    kernels = {figure.metric for figure, ns in kernel_faults(plan) if ns > 0}
-    assert kernels == {figure.metric for figure in ours} - {"refill"}
+    for huge in {False, order > 0}:
+        kernels = {figure.metric for figure, ns in kernel_faults(plan, huge) if ns > 0}
+        assert kernels == {figure.metric for figure in ours} - {"refill"}
     # The handler is ours again.
     p = machine.spawn()
     at = p.mmap(None, rm.PAGE_SIZE, RW, ANON)
     p.view(at, 1)[0] = 1
     assert p.min_flt == 1
     p.exit()
+
+
+@pytest.mark.parametrize("scattered", [False, True])
+@pytest.mark.parametrize("faults", ["sigsegv", "userfaultfd"])
+def test_the_floor_makes_the_calls_that_ours_make(machines, faults, scattered):
+    machine, n = machines[faults], 1024
+    pages = np.random.default_rng(5).permutation(n).astype(np.uint32) if scattered else None
+    p = machine.spawn()
+    p.mmap(BASE, n * rm.PAGE_SIZE, RW, ANON | rm.MAP_FIXED)
+    before = machine.hoststat
+    assert touch(p.host_address(BASE), n, True, pages) > 0
+    ours = {name: machine.hoststat[name] - before[name] for name in CALLS}
+    p.exit()
+    assert floor(n, {"sigsegv": "run", "userfaultfd": "run continue"}[faults], 0, pages) > 0
+    assert floor_calls() == ours
+    assert ours["map_fill"] < n / 10
 
 
 @pytest.mark.parametrize("how", HOW)
@@ -120,6 +139,10 @@ def test_floors_leave_nothing_mapped_or_open(how, copies):
     order = np.arange(63, -1, -1, dtype=np.uint32)
     assert floor(64, how, 4, order, copies) > 0
     assert held() == before
+    made = {name for name, n in floor_calls().items() if n} - (
+        {"map_fill"} if "run" in how else set())
+    assert made == {"uffd_continue" if "continue" in how else
+                    "map_fill" if how == "mmap" else "mprotect"}
 
 
 def test_the_floor_of_forks_leaves_what_it_measured_writable(machine):
@@ -133,6 +156,19 @@ def test_the_floor_of_forks_leaves_what_it_measured_writable(machine):
     assert machine.hoststat["sigsegv"] == before
     with pytest.raises(OSError, match="floor"):
         write_protect(4096 * 7, 64)
+
+
+def test_huge_backing_is_measured_by_folios_of_2_mib(machine, monkeypatch):
+    monkeypatch.setattr(machine, "backing", "thp")
+    before = machine.hoststat["map_fill"]
+    figures = dict(our_fork(machine))
+    assert {figure.faults for figure in figures} == {"sigsegv on thp"}
+    assert all(ns > 0 for ns in figures.values())
+    # 16 folios, mapped a few times over, not 8192 pages.
+    assert 0 < machine.hoststat["map_fill"] - before < 512
+    steps = [s for s in fault._steps([machine], Options(), [0]) if isinstance(s, partial)]
+    assert [step.args[1].order for step in steps if step.func is our_faults] == [9, 9]
+    assert not any(step.func is floors for step in steps)
 
 
 def test_what_the_host_refuses_is_an_error():

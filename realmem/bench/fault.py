@@ -12,13 +12,15 @@ pages a fault may bring, ``who`` whose figure it is:
   a present page, what an empty address space costs taken off: of pages mapped writable in the
   window, and of page tables only.
 - ``kernel``: the same on ordinary memory of this process, by the kernel it runs on: at the same
-  order where its settings allow that, else there is none.  ``kernel 4K`` stands in ratios for its
-  fault of a single page.
+  order where its settings allow that, else there is none.  ``kernel 4K``: as many single pages.
 - ``floor``: a bare C handler that makes the same host calls, as many and of the same pages, and
-  does nothing else; of a fork, one mprotect of the same window.  ``native``: the loads
-  alone.  ``1 thread`` in ratios: the same by one.
+  does nothing else but copy, where ours does; ``floor+zero`` clears the pages as well.  Of a
+  fork, one mprotect of the same window.  ``native``: the loads alone.  ``1 thread`` in ratios:
+  the same by one.
 
 ``faults`` says which backend a machine's faults are filled by: all that the host allows are.
+Where shared memory may have huge pages (``/sys/kernel/mm/transparent_hugepage/shmem_enabled`` is
+``advise``), a machine with ``backing="thp"`` is measured, too, with folios of 2 MiB.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from realmem.backends import SIGSEGV, choose
+from realmem.bench.fault_figures import filled
 from realmem.bench.fault_floor import floors
 from realmem.bench.fault_kernel import kernel_faults, kernel_fork, kernel_orders
 from realmem.bench.fault_ours import FaultPlan, our_faults, our_fork
@@ -36,8 +39,11 @@ from realmem.bench.fault_threads import thread_steps
 from realmem.bench.pin import pinned_to
 from realmem.bench.registry import Bench, Options
 from realmem.bench.results import UNVERIFIED, Param, Result
+from realmem.thp import PMD_ORDER
 
 if TYPE_CHECKING:
+    from contextlib import ExitStack
+
     from realmem.bench.fault_figures import Figure, Step
     from realmem.machine import Machine
 
@@ -64,6 +70,8 @@ def run(options: Options) -> Iterator[Result]:
             )
             for backend in sorted({SIGSEGV, choose("auto")})
         ]
+        if not options.quick:
+            machines += _on_huge_pages(stack, options)
         machine = machines[0]
         node = machine.nodes[0]
         on = node.host_node
@@ -85,6 +93,21 @@ def run(options: Options) -> Iterator[Result]:
                     yield result(figure, f"realmem/{who}", "ratio", ratios)
 
 
+def _on_huge_pages(stack: ExitStack, options: Options) -> list[Machine]:
+    """Make a machine on huge pages, if the host gives them."""
+    from realmem.errors import HostError
+    from realmem.machine import Machine
+
+    try:
+        return [
+            stack.enter_context(
+                Machine(nodes=1, memory="256M", seed=options.seed, backing="thp", faults=SIGSEGV)
+            )
+        ]
+    except HostError:
+        return []
+
+
 def _steps(machines: list[Machine], options: Options, cpus: list[int]) -> list[Step]:
     import numpy as np
 
@@ -97,13 +120,19 @@ def _steps(machines: list[Machine], options: Options, cpus: list[int]) -> list[S
         for pattern in ("in order", "scattered"):
             pages = rng.permutation(n).astype(np.uint32) if pattern == "scattered" else None
             for machine in machines:
-                plan = FaultPlan(order, n, pattern, pages, machine.faults)
-                steps += [partial(our_faults, machine, plan), partial(floors, plan)]
-            if order in theirs:
-                steps.append(partial(kernel_faults, plan))
+                plan = FaultPlan(order, n, pattern, pages, filled(machine))
+                if machine.backing == "4K":
+                    steps += [partial(our_faults, machine, plan), partial(floors, plan)]
+                elif order == PMD_ORDER:
+                    steps.append(partial(our_faults, machine, plan))
+            steps.append(partial(kernel_faults, plan, False))
+            if order and order in theirs:
+                steps.append(partial(kernel_faults, plan, True))
     steps += [partial(our_fork, machine) for machine in machines] + [kernel_fork]
     if not options.quick:
         for machine in machines:
+            if machine.backing != "4K":
+                continue
             steps += thread_steps(machine, cpus[: options.threads], machine is machines[0])
     steps += software_steps(machines[0], rng, options.quick)
     return steps
@@ -127,13 +156,10 @@ def _compared(
     """Give what one of our figures is compared with: whose, and the samples."""
     if figure.who != "realmem":
         return
-    for who in ("kernel", "floor", "native"):
+    for who in ("kernel", "kernel 4K", "floor", "floor+zero", "native"):
         theirs = samples.get(figure.of(who))
         if theirs is not None:
             yield who, theirs
-    single = samples.get(figure.of("kernel").at_order(0))
-    if figure.order and single is not None:
-        yield "kernel 4K", single
     if figure.threads > 1:
         yield "1 thread", samples[figure.by_one()]
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from realmem.bench.results import Param
+
+if TYPE_CHECKING:
+    from realmem.machine import Machine
 
 
 @dataclass(frozen=True, order=True)
@@ -17,8 +21,10 @@ class Figure:
     :ivar order: of what a fault may bring.
     :ivar pattern: how the pages are touched.
     :ivar threads: how many at once.
-    :ivar who: ``"realmem"``, ``"kernel"``, ``"floor"`` or ``"native"``.
-    :ivar faults: how a machine fills; of the kernel and of plain loads, ``"-"``.
+    :ivar who: ``"realmem"``, ``"kernel"``, ``"kernel 4K"``, ``"floor"``, ``"floor+zero"`` or
+        ``"native"``.
+    :ivar faults: how a machine fills, and what backs it if not 4 KiB pages (:func:`filled`); of
+        the kernel and of plain loads, ``"-"``.
     """
 
     metric: str
@@ -30,7 +36,7 @@ class Figure:
 
     def __post_init__(self) -> None:
         """Have what no machine did be of no backend."""
-        if self.who in ("kernel", "native"):
+        if self.who in ("kernel", "kernel 4K", "native"):
             object.__setattr__(self, "faults", "-")
 
     def of(self, who: str) -> Figure:
@@ -41,10 +47,6 @@ class Figure:
         """Give the same figure of one thread."""
         return replace(self, threads=1)
 
-    def at_order(self, order: int) -> Figure:
-        """Give the same figure at another order."""
-        return replace(self, order=order)
-
     @property
     def params(self) -> dict[str, Param]:
         """What was fixed."""
@@ -54,6 +56,11 @@ class Figure:
             "threads": self.threads,
             "faults": self.faults,
         }
+
+
+def filled(machine: Machine) -> str:
+    """Name how a machine's windows are filled: ``"sigsegv"``, ``"sigsegv on thp"``."""
+    return machine.faults if machine.backing == "4K" else f"{machine.faults} on {machine.backing}"
 
 
 # Takes some figures once: ns each.

@@ -19,19 +19,25 @@ def floors(plan: FaultPlan) -> Iterator[tuple[Figure, float]]:
     from realmem._bench.fault_floor import floor
 
     n, order, pages = plan.n, plan.order, plan.pages
-    taken: dict[tuple[str, int, bool, bool], float] = {}
+    taken: dict[tuple[str, int, bool, bool, bool], float] = {}
 
-    def of(how: str, order: int, copies: bool = False, same: bool = False) -> float:
-        key = (how, order, copies, same)
+    def of(
+        how: str, order: int, copies: bool = False, zeroes: bool = False, same: bool = False
+    ) -> float:
+        key = (how, order, copies, zeroes, same)
         if key not in taken:
-            taken[key] = floor(n, how, order, pages, copies, same)
+            taken[key] = floor(n, how, order, pages, copies, zeroes, same)
         return taken[key]
 
     by_uffd = plan.faults == "userfaultfd"
     for how in ("mmap", "continue") if by_uffd else ("mmap", "mprotect"):
         yield plan.figure(f"signal+{how}", "floor"), of(how, order)
     for metric, (call, brought) in plan.calls.items():
-        if metric.startswith("cow") and call == "mprotect":
+        if metric == "anonymous write":
+            # Of a run that the faults map, too.
+            call = {"mprotect": "run", "continue": "run continue"}.get(call, call)
+            yield plan.figure(metric, "floor+zero"), of(call, brought, zeroes=True)
+        elif metric.startswith("cow") and call == "mprotect":
             # Opened where it lies, in what a fork protected.
             call = "unprotect" if by_uffd else "reprotect"
         same = metric == "zero page read" and brought == 0

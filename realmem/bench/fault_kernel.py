@@ -45,14 +45,17 @@ def _chosen(path: Path) -> str:
     return next((word[1:-1] for word in words if word.startswith("[")), "")
 
 
-def kernel_faults(plan: FaultPlan) -> Iterator[tuple[Figure, float]]:
-    """Take each kind of fault once."""
+def kernel_faults(plan: FaultPlan, huge: bool) -> Iterator[tuple[Figure, float]]:
+    """
+    Take each kind of fault once.
+
+    :param huge: at the plan's order; else by single pages, as many as in the plan.
+    """
     from realmem._bench.kernel_pages import KernelPages, Sharer
 
     def figure(metric: str) -> Figure:
-        return plan.figure(metric, "kernel")
+        return plan.figure(metric, "kernel" if huge or plan.order == 0 else "kernel 4K")
 
-    huge = plan.order > 0
     memory = KernelPages(plan.n, huge)
     yield figure("anonymous write"), memory.touch(True, plan.pages)
     sharer = Sharer()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from realmem.bench.fault_figures import Figure
+from realmem.bench.fault_figures import Figure, filled
 from realmem.layout import (
     MAP_ANONYMOUS,
     MAP_FIXED,
@@ -17,6 +17,7 @@ from realmem.layout import (
     PROT_READ,
     PROT_WRITE,
 )
+from realmem.thp import PMD_ORDER
 
 if TYPE_CHECKING:
     from realmem.machine import Machine
@@ -45,7 +46,7 @@ class FaultPlan:
     :ivar n: pages.
     :ivar pattern: its name.
     :ivar pages: permutation of page numbers; None goes up.
-    :ivar faults: how the machine fills.
+    :ivar faults: how the machine fills (:func:`realmem.bench.fault_figures.filled`).
     :ivar calls: by metric, the host call that most of our faults made, and the order of what one
         brought: the floor does the same.
     """
@@ -134,16 +135,19 @@ def our_faults(machine: Machine, plan: FaultPlan) -> Iterator[tuple[Figure, floa
 
 def our_fork(machine: Machine) -> Iterator[tuple[Figure, float]]:
     """
-    Fork a process with pages, and one without.
+    Fork a process with pages, and one without; by folios of 2 MiB on huge backing.
 
     Each fork, and the floor, comes after as many faults: what they left in the caches is the same.
     """
     from realmem._bench.fault_floor import write_protect
     from realmem._bench.fault_loops import touch
 
-    p, faults = machine.spawn("bench"), machine.faults
+    p, faults = machine.spawn("bench"), filled(machine)
     bare = machine.spawn("bench")
-    a = p.mmap(None, FORK_PAGES * PAGE_SIZE, RW, ANON)
+    huge = machine.backing != "4K"
+    if huge:
+        machine.thp.set_order(PMD_ORDER, "always")
+    a = p.mmap(BASE, FORK_PAGES * PAGE_SIZE, RW, ANON | MAP_FIXED)
     at = p.host_address(a)
 
     def fork(parent: Process) -> int:
@@ -170,6 +174,8 @@ def our_fork(machine: Machine) -> Iterator[tuple[Figure, float]]:
         samples.setdefault("mapped", []).append(fork(p))
     bare.exit()
     p.exit()
+    if huge:
+        machine.thp.set_order(PMD_ORDER, "never")
     mapped = min(samples["mapped"]) - min(samples["bare"])
     for metric, ns in (("fork, tables only", tables), ("fork, mapped pages", mapped)):
         yield Figure(metric, 0, "in order", 1, "realmem", faults), ns / FORK_PAGES

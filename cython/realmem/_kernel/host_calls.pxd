@@ -35,23 +35,37 @@ cdef extern from *:
         return rc;
     }
 
+    /* Have the host fill its page tables for memory just mapped.  MAP_POPULATE looks at each page
+       by itself; a load brings all of its 64 KiB (fault_around_bytes), which takes two thirds of
+       the time.  Where that is set to less, what is missing follows at the first access. */
+    static inline void rm_host_fill(uint64_t at, uint64_t len)
+    {
+        uint64_t end = at + len;
+        for (; at < end; at = (at | 0xffff) + 1)
+            (void)*(const volatile char *)at;
+    }
     /* Frames of fd into [at, at + len), replacing what is there. */
     static inline int rm_host_map(uint64_t at, uint64_t len, int prot, int fd, uint64_t off)
     {
+        int populate = len <= 4096 ? MAP_POPULATE : 0;
         long rc = rm_hostcall(SYS_mmap, (long)at, (long)len, prot,
-                              MAP_SHARED | MAP_FIXED | MAP_POPULATE, fd, (long)off);
-        return rc < 0 && rc > -4096 ? (int)rc : 0;
+                              MAP_SHARED | MAP_FIXED | populate, fd, (long)off);
+        if (rc < 0 && rc > -4096)
+            return (int)rc;
+        if (!populate)
+            rm_host_fill(at, len);
+        return 0;
     }
     /* The same, filled but without access: made elsewhere and moved, since to fill it takes
        access.
        Returns 0; -errno with nothing changed; 1 if what was there is gone. */
     static inline int rm_host_map_closed(uint64_t at, uint64_t len, int fd, uint64_t off)
     {
-        long from = rm_hostcall(SYS_mmap, 0, (long)len, PROT_READ, MAP_SHARED | MAP_POPULATE,
-                                fd, (long)off);
+        long from = rm_hostcall(SYS_mmap, 0, (long)len, PROT_READ, MAP_SHARED, fd, (long)off);
         long rc, back;
         if (from < 0 && from > -4096)
             return (int)from;
+        rm_host_fill((uint64_t)from, len);
         rc = rm_hostcall(SYS_mprotect, from, (long)len, PROT_NONE, 0, 0, 0);
         if (rc == 0) {
             rc = rm_hostcall(SYS_mremap, from, (long)len, (long)len,

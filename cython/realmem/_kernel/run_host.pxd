@@ -9,6 +9,8 @@ from realmem.types cimport machine, page_run
 cdef enum:
     CHUNK_PAGES = 64            # of a run that are mapped at a time
     CHUNK_SIZE = 262144
+    CHUNK_FEW = 4               # pages of a chunk in use that make it worth it
+    CHUNK_MOST = 48             # ... of a neighbour, which is being filled in order
 
 cdef inline uint64_t chunk_start(uint64_t addr) noexcept nogil:
     return addr & ~<uint64_t>(CHUNK_SIZE - 1)

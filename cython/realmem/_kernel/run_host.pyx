@@ -26,10 +26,7 @@ from realmem.types cimport HOST_MAP_FILL, HOST_MPROTECT, PAGE_SHIFT
 cdef extern from *:
     int popcount "__builtin_popcountll"(uint64_t x) noexcept nogil
 
-cdef enum:
-    FEW = 4                     # pages of a chunk in use that make it worth it
-    MOST = 48                   # ... of a neighbour, which is being filled in order
-    HALF = 32                   # ... where the run has nothing left for the rest
+cdef enum: HALF = 32            # pages in use that make it worth it if the run has no others left
 
 cdef mutex fork_lock            # held while a mapping is made elsewhere; innermost, only tried
 
@@ -47,8 +44,8 @@ cdef bint chunk_is_due(const mmu* u, const page_run* run, const uint64_t* pte,
     used = popcount(run.used[chunk])
     if run.unused == 0:
         return used >= HALF
-    return (used >= FEW or (chunk > 0 and popcount(run.used[chunk - 1]) >= MOST)
-            or (chunk < 7 and popcount(run.used[chunk + 1]) >= MOST))
+    return (used >= CHUNK_FEW or (chunk > 0 and popcount(run.used[chunk - 1]) >= CHUNK_MOST)
+            or (chunk < 7 and popcount(run.used[chunk + 1]) >= CHUNK_MOST))
 
 
 cdef void map_chunk_locked(mm_struct* mm, uint64_t addr, page_run* run) noexcept nogil:

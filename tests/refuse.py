@@ -84,6 +84,22 @@ def refuse_ioctl(command: int, number: int = errno.EPERM) -> None:
     ])
 
 
+def refuse_clearing(address: int, number: int = errno.ENOMEM) -> None:
+    """Refuse mmap(2) without any right at one address, on x86-64, likewise."""
+    install([
+        instruction(BPF_LD_W_ABS, 0),
+        instruction(BPF_JEQ, 9, 0, 7),
+        instruction(BPF_LD_W_ABS, 32),                          # seccomp_data.args[2]: prot
+        instruction(BPF_JEQ, 0, 0, 5),
+        instruction(BPF_LD_W_ABS, 16),                          # args[0], the lower half
+        instruction(BPF_JEQ, address & 0xFFFFFFFF, 0, 3),
+        instruction(BPF_LD_W_ABS, 20),
+        instruction(BPF_JEQ, address >> 32, 0, 1),
+        instruction(BPF_RET, SECCOMP_RET_ERRNO | number),
+        instruction(BPF_RET, SECCOMP_RET_ALLOW),
+    ])
+
+
 def install(program: list[bytes]) -> None:
     """Have the calling thread filtered by a program from now on."""
     code = ctypes.create_string_buffer(b"".join(program))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 def test_numpy_stores_and_loads_many_pages(child) -> None:
     child("""
@@ -241,4 +243,28 @@ def test_host_mappings_agree_with_the_entries(child) -> None:
         assert counted == len(spans), (counted, len(spans))
         machine.check()
         del x
+    """)
+
+
+def test_one_of_two_windows_cannot_be_flushed(child) -> None:
+    """It is closed by mprotect; nothing is opened so in the other one, which is bare by then."""
+    child(f"""
+    sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+    from refuse import refuse_clearing
+    with one_process("64M", window="1G") as (machine, p):
+        n, at = 2 << 20, 1 << 32
+        a, x = mapped(p, n)
+        p.mmap(at, n, RW, ANON | MAP_FIXED)         # a window of its own
+        y = array(p, at, n)
+        x[::512] = range(512)
+        y[::512] = range(512)
+        refuse_clearing(p.host_address(at))
+        p.mm.core.flush(at, at + PAGE)              # refused, and so is that of all
+        machine.check()
+        x[::512] += 1
+        y[::512] += 2
+        assert np.frombuffer(p.read(a, n), np.uint64)[::512].tolist() == list(range(1, 513))
+        assert np.frombuffer(p.read(at, n), np.uint64)[::512].tolist() == list(range(2, 514))
+        machine.check()
+        del x, y
     """)

@@ -354,18 +354,22 @@ cdef bint discard_part(mm_struct* mm, uint64_t start, uint64_t end) noexcept nog
 
 
 cdef void tlb_flush_window_locked(mm_struct* mm) noexcept nogil:
+    cdef const window* w
+    cdef bint cleared
     cdef bint protected = False
     cdef int i
     if mm.nr_windows == 0:
         return
     for i in range(mm.nr_windows):
-        protected |= not clear_window(mm, mm.windows + i)
-    if protected:
+        w = mm.windows + i
+        cleared = clear_window(mm, w)
         # mprotect over whole VMAs splits none, so that the limit cannot refuse it.
-        for i in range(mm.nr_windows):
-            if host_protect(mm.windows[i].host_base, mm.windows[i].length, PROT_NONE) != 0:
-                BUG("the host refuses to take access away from a window")
-    set_host_bits(mm, mm_low(mm), mm_high(mm), HOST_NOACC if protected else HOST_NONE, False)
+        if not cleared and host_protect(w.host_base, w.length, PROT_NONE) != 0:
+            BUG("the host refuses to take access away from a window")
+        # Of a window that was cleared nothing is left to be opened.
+        set_host_bits(mm, w.user_start, w.user_start + w.length,
+                      HOST_NONE if cleared else HOST_NOACC, False)
+        protected |= not cleared
     scratch_forget(mm, mm_low(mm), mm_high(mm))
     count_flush(mm)
     if not protected:

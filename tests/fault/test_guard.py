@@ -498,3 +498,38 @@ def test_a_report_that_is_interrupted_comes_later(child) -> None:
         assert found == [hole + 24], found
         del x
     """)
+
+
+def test_a_forbidden_store_at_the_hosts_limit(child) -> None:
+    """The page that takes the store needs host VMAs, too: room is made for it."""
+    child("""
+    limit = int(open("/proc/sys/vm/max_map_count").read())
+    if limit > 1 << 18:
+        raise SystemExit                    # would take long, and much memory
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
+    libc.mprotect.argtypes = libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    with one_process("16M") as (machine, p):
+        a, x = mapped(p, 64 * PAGE)
+        x[::512] = range(64)
+        p.mprotect(a, 32 * PAGE, PROT_READ)
+        length = 2 * limit * PAGE
+        at = libc.mmap(None, length, 0, 0x4022, -1, 0)      # MAP_NORESERVE
+        i = 1
+        while libc.mprotect(at + i * PAGE, PAGE, 1) == 0:
+            i += 2
+        kinds = []
+        for i in (3, 9, 27):
+            try:
+                with p.guard():
+                    x[i * 512] = 7
+            except SegmentationFault as error:
+                kinds.append((error.address - a, error.code))
+        libc.munmap(at, length)
+        assert kinds == [(i * PAGE, 2) for i in (3, 9, 27)], kinds
+        x[512 * 40] = 41
+        assert x[::512].tolist() == [*range(40), 41, *range(41, 64)]
+        machine.check()
+        del x
+    """)

@@ -142,15 +142,20 @@ cdef int host_install(mm_struct* mm, uint64_t addr, uint64_t* pte,
             forget_page(u.m, pte)
             pte[0] = pte_with_host(pte[0], HOST_NONE)
             continue
-        spare_drop()
-        tlb_flush_window_locked(mm)
-        spare_take()
-        sched_yield()
+        make_room(mm)
     # What stood here before must not outlive the PTE that allowed it.
     clear_range(mm, addr, addr + PAGE_SIZE)
     forget_page(u.m, pte)
     pte[0] = pte_with_host(pte[0], HOST_NONE)
     return rc
+
+
+# The host's limit is reached: whoever comes now needs a host VMA or two.
+cdef void make_room(mm_struct* mm) noexcept nogil:
+    spare_drop()
+    tlb_flush_window_locked(mm)
+    spare_take()
+    sched_yield()
 
 
 cdef void tlb_fill_locked(mm_struct* mm, uint64_t start, uint64_t end) noexcept nogil:
@@ -498,26 +503,36 @@ cdef int scratch_map_locked(mm_struct* mm, uint64_t addr, bint show_frame) noexc
     cdef uint64_t* pte = pte_offset_locked(mm, page_addr) if mm.state == MM_LIVE else NULL
     cdef uint64_t at = host_address(mm, page_addr)
     cdef uint64_t pfn, first
-    cdef int64_t before
+    cdef int64_t before, total
     cdef int nid, rc
+    cdef int tries = FILL_TRIES
     cdef mmu* u = mm.mmu
     if scratch_in(mm, page_addr, page_addr + PAGE_SIZE):
         return 0                # another thread's fault put it there
     if mm.nr_scratch == NR_SCRATCH:
         first = mm.scratch[mm.scratch_hand] & ~<uint64_t>SCRATCH
         clear_range(mm, first, first + PAGE_SIZE)
+    total = mm.host_edges
     before = edges_around(mm, page_addr, pte) if pte != NULL else 0
-    if show_frame and pte != NULL and pte_present(pte[0]):
-        # The page may be read: show its bytes, in a copy that the host makes at the store.
-        pfn = pte_pfn(pte[0])
-        nid = page_zone(u.m, pfn_to_page(u.m, pfn)).nid
-        rc = host_map_private(at, PAGE_SIZE, u.fds[nid], (pfn << PAGE_SHIFT) - u.fd_phys[nid])
-    else:
-        rc = host_map_zero(at, PAGE_SIZE)
+    while True:
+        tries -= 1
+        if show_frame and pte != NULL and pte_present(pte[0]):
+            # The page may be read: show its bytes, in a copy that the host makes at the store.
+            pfn = pte_pfn(pte[0])
+            nid = page_zone(u.m, pfn_to_page(u.m, pfn)).nid
+            rc = host_map_private(at, PAGE_SIZE, u.fds[nid], (pfn << PAGE_SHIFT) - u.fd_phys[nid])
+        else:
+            rc = host_map_zero(at, PAGE_SIZE)
+        if likely(rc != -ENOMEM) or tries == 0:
+            break
+        make_room(mm)
     if rc == 0 and pte != NULL:
         pte[0] = pte_with_host(pte[0], HOST_NONE)
         forget_page(u.m, pte)
-        add_edges(mm, edges_around(mm, page_addr, pte) - before)
+        if likely(mm.host_edges == total):
+            add_edges(mm, edges_around(mm, page_addr, pte) - before)
+        else:                       # the window was flushed on the way
+            add_edges(mm, count_edges_locked(mm) - mm.host_edges)
     if rc == 0:
         while mm.scratch[mm.scratch_hand] != 0:
             mm.scratch_hand = (mm.scratch_hand + 1) & (NR_SCRATCH - 1)

@@ -503,7 +503,8 @@ def test_a_report_that_is_interrupted_comes_later(child) -> None:
 def test_a_forbidden_store_at_the_hosts_limit(child) -> None:
     """The page that takes the store needs host VMAs, too: room is made for it."""
     child("""
-    limit = int(open("/proc/sys/vm/max_map_count").read())
+    with open("/proc/sys/vm/max_map_count") as f:
+        limit = int(f.read())
     if limit > 1 << 18:
         raise SystemExit                    # would take long, and much memory
     libc = ctypes.CDLL(None, use_errno=True)

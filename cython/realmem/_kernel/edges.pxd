@@ -9,7 +9,8 @@ from realmem._kernel.window cimport windows
 from realmem.compiler cimport SEQ_CST, atomic64_add_return
 from realmem.types cimport PAGE_SHIFT, page_run
 
-cdef enum: BY_UFFD = 1 << 54            # in views only: in a VMA that is registered
+# In views only: in a VMA that is registered.  No shift, which C would do in an int.
+cdef enum: BY_UFFD = 0x0040000000000000
 
 # The edges on both sides of one page.
 cdef int edges_around(mm_struct* mm, uint64_t addr, uint64_t* pte) noexcept nogil

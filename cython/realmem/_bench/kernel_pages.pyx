@@ -150,6 +150,8 @@ cdef extern from *:
                                           uint64_t n) noexcept nogil
     double load_all_ns "rm_load_all"(const uint64_t* addresses, uint64_t n) noexcept nogil
     int munmap(void* addr, size_t length) noexcept nogil
+    int madvise(void* addr, size_t length, int advice) noexcept nogil
+    int MADV_DOFORK, MADV_DONTFORK
 
 
 cdef class KernelPages:
@@ -182,6 +184,12 @@ cdef class KernelPages:
     def touch(self, bint write, const uint32_t[::1] order=None):
         """Touch every page; ns a page."""
         return touch(self.address, self.n, write, order)
+
+    def inherit(self, bint wanted):
+        """Whether forks are to share it."""
+        if madvise(<void*>self.address, self.n * 4096,
+                   MADV_DOFORK if wanted else MADV_DONTFORK) != 0:
+            raise OSError(errno, "madvise of memory to fork")
 
 
 cdef class Sharer:

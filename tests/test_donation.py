@@ -199,7 +199,7 @@ def changes(machine, what, before):
     return {name: after[name] - before[name] for name in what}
 
 
-WHY = ["own page", "zero page", "clean", "start", "end", "guard", "memory"]
+WHY = ["own page", "sole owner", "zero page", "clean", "start", "end", "guard", "memory"]
 COUNTED = ("donation", "map_fill", "map_flush")
 
 
@@ -371,7 +371,11 @@ class TestBlocks:
         assert machine.vmstat["pgfault"] == faults + 1
         assert p.read(at + 16 * P, 16 * P) == bytes(16 * P)
 
-    def test_who_did_not_ask_gets_a_page(self, machine):
+    @pytest.mark.parametrize("larger", [False, True])
+    def test_who_did_not_ask_gets_a_page(self, machine, larger):
+        if larger:                          # folios, but not of 64 KiB
+            machine.thp.set_order(4, "never")
+            machine.thp.set_order(5, "always")
         p, at, child = self.forked(machine, advise=False)
         p.write(at + 20 * P, b"\x09")
         same = [a == b for a, b in zip(pfns(p, at, 48), pfns(child, at, 48), strict=True)]
@@ -384,6 +388,10 @@ class TestBlocks:
         if why == "own page":
             p.madvise(at + 17 * P, P, MADV_DONTNEED)
             p.write(at + 17 * P, b"x")
+            other = 2
+        elif why == "sole owner":
+            child.madvise(at, 48 * P, rm.MADV_NOHUGEPAGE)
+            child.write(at + 17 * P, b"x")      # ours is read-only still, but nobody else's
             other = 2
         elif why == "zero page":
             child.exit()
@@ -426,3 +434,33 @@ class TestBlocks:
         child.exit()
         p.munlock(at, 48 * P)
         assert machine.vmstat["nr_mlock"] == 0
+
+    def test_the_window_does_not_keep_what_the_software_mmu_replaced(self, machine):
+        p, at, child = self.forked(machine)
+        ours, theirs = p.view(at, 48 * P), child.view(at, 48 * P)
+        assert ours[::P] == theirs[::P] == bytes(48)    # both have it mapped: nothing is donated
+        donated = machine.hoststat["donation"]
+        p.write(at + 20 * P, b"\x09")
+        assert pfns(p, at + 16 * P, 1) != pfns(child, at + 16 * P, 1)
+        assert machine.hoststat["donation"] == donated
+        assert ours[20 * P] == 9 and theirs[20 * P] == 0
+
+
+def test_a_donation_takes_locks_along(machine):
+    p = machine.spawn()
+    at = p.mmap(BASE, 4 * P, RW, ANON | MAP_FIXED)
+    view = p.view(at, 4 * P)
+    view[::P] = b"abcd"
+    child = p.fork()
+    child.mlock2(at, 4 * P, rm.MLOCK_ONFAULT)           # leaves the pages shared
+    old = pfns(p, at, 4)
+    assert machine.vmstat["nr_mlock"] == 4
+    view[P] = 0
+    assert machine.hoststat["donation"] == 1
+    assert pfns(p, at, 4) == old
+    machine.check()
+    assert machine.vmstat["nr_mlock"] == 4
+    child.munlock(at, 4 * P)
+    assert machine.vmstat["nr_mlock"] == 0
+    machine.check()
+    assert child.read(at + P, 1) == b"b"

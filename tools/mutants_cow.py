@@ -59,8 +59,6 @@ COW = Suite(
         Mutant("what nobody stored to is dirty in a block", _B,
                "    STORED_TO = PTE_PRESENT | PTE_DIRTY | PTE_SOFT_DIRTY\n",
                "    STORED_TO = PTE_PRESENT\n"),
-        Mutant("a block takes the zero page along", _B, " | PTE_SPECIAL) != STORED_TO",
-               ") != STORED_TO"),
         Mutant("a block is copied but for its last page", _B,
                "    for i in range(BLOCK_PAGES):\n        memcpy",
                "    for i in range(BLOCK_PAGES - 1):\n        memcpy"),

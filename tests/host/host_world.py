@@ -12,6 +12,7 @@ import os
 import re
 import resource
 import struct
+import time
 from array import array
 from pathlib import Path
 
@@ -277,11 +278,19 @@ class HostWorld:
                 words.append(None)
                 frames.append(None)
                 continue
-            raw = array("Q", os.pread(process.pagemap, 8 * pages,
-                                      self._there(vma.start) // PAGE * 8))
+            raw = self._pagemap(process, vma.start, pages)
             words.append(tuple([word & WORD_MASK for word in raw]))
             frames.append(tuple([word & PFN if word & PRESENT else -1 for word in raw]))
         return Look(tuple(vmas), counts, tuple(words), tuple(frames))
+
+    def _pagemap(self, process: _Process, start: int, pages: int) -> array[int]:
+        """Read it; what the host migrates, as compaction does, looks swapped for a moment."""
+        for _ in range(200):
+            raw = array("Q", os.pread(process.pagemap, 8 * pages, self._there(start) // PAGE * 8))
+            if not any(word & SWAPPED and not word & GUARD for word in raw):
+                break
+            time.sleep(0.001)
+        return raw
 
     def contents(self, slot: int, pages: list[tuple[int, int]]) -> list[bytes]:
         """Read present pages, given with their frames."""

@@ -65,8 +65,9 @@ _KERNEL = (
            "pte_first(&c, parent, slot.start, slot.end, PTES_READ)",
            "pte_first(&c, parent, slot.start, slot.end - PAGE_SIZE, PTES_READ)"),
     Mutant("fork leaves guard regions behind", _M,
-           "        set_pte_locked(child, table", "        if pte_present(entry): set_pte_locked("
-           "child, table"),
+           "        holder.private += to[0] == 0\n        to[0] = entry\n",
+           "        if pte_present(entry):\n            holder.private += to[0] == 0\n"
+           "            to[0] = entry\n"),
     Mutant("an exit leaves its frames mapped", _M,
            "    zap_range_locked(mm, 0, <uint64_t>TASK_SIZE, NULL, True)\n", ""),
     # ---- commit.pyx

@@ -22,7 +22,7 @@ from realmem._kernel.mm_types cimport (
 )
 from realmem._kernel.pgtable cimport (
     PTES_READ, is_huge_locked, pgd_free, pte_alloc_locked, pte_cursor, pte_first, pte_next,
-    pte_offset_locked, pte_skip_table, set_pte_locked, walk_step,
+    pte_offset_locked, pte_skip_table, table_of, walk_step,
 )
 from realmem._kernel.quicklist cimport quicklist_trim
 from realmem._kernel.rmap cimport anon_vma_fork, anon_vma_free, rmap_link, rmap_unlink
@@ -138,8 +138,10 @@ cdef int copy_page_range(mm_struct* parent, mm_struct* child,
     cdef pte_cursor c
     cdef uint64_t* pte = pte_first(&c, parent, slot.start, slot.end, PTES_READ)
     cdef uint64_t* table = NULL         # the child's, for the 2 MiB that begin at `base`
+    cdef page* holder = NULL            # ... and its frame, which counts what is used of it
     cdef uint64_t base = 1              # no address
     cdef uint64_t entry
+    cdef uint64_t* to
     while pte != NULL:
         if c.addr >> PMD_SHIFT != base >> PMD_SHIFT or table == NULL:
             base = c.addr & ~<uint64_t>((1 << PMD_SHIFT) - 1)
@@ -149,12 +151,15 @@ cdef int copy_page_range(mm_struct* parent, mm_struct* child,
             if is_huge_locked(parent, base) and copy_huge_locked(parent, child, base, table):
                 pte = pte_skip_table(&c)
                 continue
+            holder = table_of(child.mmu, table)
         entry = pte[0]
         if pte_present(entry):
             entry = copy_present_pte(parent, child, slot, c.addr, pte)
             if entry == 0:
                 return -ENOMEM
-        set_pte_locked(child, table + ((c.addr >> PAGE_SHIFT) & 511), entry)
+        to = table + ((c.addr >> PAGE_SHIFT) & 511)
+        holder.private += to[0] == 0
+        to[0] = entry
         pte = pte_next(&c)
     return 0
 

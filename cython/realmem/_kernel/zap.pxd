@@ -1,8 +1,9 @@
 # Taking away what page tables map.  Signal-safe; mm.lock held.
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int64_t, uint64_t
 
 from realmem._kernel.mm_types cimport mm_struct, mmu, shmem, vm_area_struct
-from realmem.types cimport page
+from realmem.compiler cimport SEQ_CST, atomic64_add_return
+from realmem.types cimport PG_anon_exclusive, page
 
 # Flush [start, end), clear its entries and give their frames up; of one object only, unless
 # `object` is NULL.  Guard markers stay unless drop_markers.
@@ -17,7 +18,12 @@ cdef void page_add_new_anon_rmap(mm_struct* mm, const vm_area_struct* vma, uint6
 
 # What a page's mapping by one entry more, or one fewer, does to its counts; and how often it
 # is mapped.
-cdef void page_dup_rmap(page* p) noexcept nogil
+cdef inline void page_dup_rmap(page* p) noexcept nogil:
+    if p.flags & (1 << PG_anon_exclusive):
+        # Nobody else maps it, so that nobody else changes its flags.
+        p.flags &= ~(<uint64_t>1 << PG_anon_exclusive)
+    # One word: the reference is the low half, the mapping the high one.
+    atomic64_add_return(<int64_t*>&p.counts.word, 0x100000001, SEQ_CST)
 cdef void page_remove_rmap(mm_struct* mm, page* p) noexcept nogil
 cdef inline int page_mapcount(const page* p) noexcept nogil:
     return p.counts.c.mapcount + 1

@@ -32,7 +32,6 @@ cdef extern from *:
 cdef enum:
     ANON_FLAGS = 1 << PG_anon | 1 << PG_anon_exclusive | 1 << PG_swapbacked | 1 << PG_uptodate
     # page.counts as one word: refcount below, mapcount (mappings - 1) above.
-    ONE_REF = 1
     ONE_MAP = 0x100000000
 
 
@@ -80,13 +79,6 @@ cdef void page_add_new_anon_rmap(mm_struct* mm, const vm_area_struct* vma, uint6
     atomic64_add_return(&mm.mmu.nr_anon_mapped, 1, SEQ_CST)
     if unlikely(vma.vm_flags & VM_LOCKED):
         mlock_page(mm.mmu, p)
-
-
-cdef void page_dup_rmap(page* p) noexcept nogil:
-    if p.flags & (1 << PG_anon_exclusive):
-        # Nobody else maps it, so that nobody else changes its flags.
-        p.flags &= ~(<uint64_t>1 << PG_anon_exclusive)
-    atomic64_add(&p.counts.word, ONE_MAP + ONE_REF, SEQ_CST)
 
 
 cdef void page_remove_rmap(mm_struct* mm, page* p) noexcept nogil:

@@ -153,6 +153,12 @@ class FakeCore:
     def _lock(self, start, end, on):
         assert start < end
 
+    def _anon(self, start, end):
+        i = next(i for i, (vma, _, _) in enumerate(self.vmas) if vma.start == start)
+        vma, anon, forked = self.vmas[i]
+        assert vma.end == end and not anon
+        self.vmas[i] = (vma, self._reusable(i) or next(self.mmu.anon_ids), forked)
+
     def _move(self, old, new, length):
         moved = {page for page in self.pages if old <= page < old + length}
         self.pages = (self.pages - moved) | {page - old + new for page in moved}

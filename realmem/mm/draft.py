@@ -10,7 +10,7 @@ import errno
 import os
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from realmem.mm.merge import NO_ANON, Anon
+from realmem.mm.merge import NO_ANON, Anon, shares_anon
 from realmem.mm.tree import VmaTree
 from realmem.mm.vma import VM_GROWSDOWN, Vma, is_data_mapping, is_exec_mapping
 
@@ -52,8 +52,10 @@ class Draft:
         self.charge = 0
         self.charge_limit = charge_limit
         self.populate: list[tuple[int, int]] = []
-        # Where the anon_vma of a VMA of this plan comes from: a published VMA's start, or -1.
+        # Where the anon_vma of a VMA of this plan comes from: a published VMA's start, -1 for
+        # none, or less for one that the plan makes.
         self._origin: dict[int, int] = {}
+        self._last_made = -1
 
     # ---- looking ----
 
@@ -72,7 +74,10 @@ class Draft:
         :param vma: one of the working tree.
         """
         origin = self._origin.get(vma.start, vma.start)
-        return NO_ANON if origin < 0 else self.mm.core.anon_vma(origin)
+        if origin < 0:
+            return NO_ANON if origin == -1 else (origin, False)
+        anon: Anon = self.mm.core.anon_vma(origin)
+        return anon
 
     def counter(self, which: int) -> int:
         """Give a counter as the plan leaves it: TOTAL, DATA, EXEC, STACK or LOCKED, in pages."""
@@ -121,6 +126,22 @@ class Draft:
     def move(self, old: int, new: int, length: int) -> None:
         """Move page-table entries; the VMAs of both ranges exist."""
         self.steps.append(("move", old, new, length))
+
+    def prepare_anon(self, vma: Vma) -> None:
+        """
+        Give a private VMA its anon_vma, as its first fault does: a neighbour's where that will do.
+
+        Compare mm/vma.c:find_mergeable_anon_vma(), reusable_anon_vma().
+        """
+        if not vma.private_anon or self.anon_vma(vma)[0]:
+            return
+        self.steps.append(("anon", vma.start, vma.end))
+        for other in (self.find(vma.end), self.prev(vma.start)):
+            if other is not None and shares_anon(other, vma, self.anon_vma(other)):
+                self._origin[vma.start] = self._origin.get(other.start, other.start)
+                return
+        self._last_made -= 1
+        self._origin[vma.start] = self._last_made
 
     def set_brk(self, brk: int) -> None:
         """Set the program break in the same step."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from realmem.mm.vma import VM_SPECIAL, VM_STICKY, Vma
+from realmem.mm.vma import VM_ACCESS_FLAGS, VM_SPECIAL, VM_STICKY, Vma
 
 Anon = tuple[int, bool]             # identity, 0 for none; whether it came with a fork
 NO_ANON: Anon = (0, False)          # of what never faulted
@@ -74,6 +74,24 @@ def _alike(one: Vma, other: Vma) -> bool:
         and one.object is other.object
         and one.name == other.name
         and one.policy == other.policy
+    )
+
+
+def shares_anon(other: Vma, new: Vma, anon: Anon) -> bool:
+    """
+    Whether a neighbour's anon_vma will do for a VMA that gets its first page.
+
+    They have to differ by nothing but their rights (mm/vma.c:anon_vma_compatible()).
+    """
+    left, right = (other, new) if other.start < new.start else (new, other)
+    return (
+        anon[0] != 0
+        and not anon[1]
+        and left.end == right.start
+        and not (left.vm_flags_word ^ right.vm_flags_word) & ~(VM_STICKY | VM_ACCESS_FLAGS)
+        and left.object is right.object
+        and left.policy == right.policy
+        and left.pgoff + left.pages == right.pgoff
     )
 
 

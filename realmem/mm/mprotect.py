@@ -106,7 +106,7 @@ def _fixup(plan: Plan, vma: Vma, start: int, end: int, access: int) -> None:
         new &= ~VM_ACCOUNT
     charged = new & VM_ACCOUNT and not old & VM_ACCOUNT
     try:
-        plan.modify(start, end, flags=new)
+        merged = plan.modify(start, end, flags=new)
     except OSError:
         if charged:
             plan.charge_pages(-pages)
@@ -115,6 +115,8 @@ def _fixup(plan: Plan, vma: Vma, start: int, end: int, access: int) -> None:
     if old & VM_ACCOUNT and not new & VM_ACCOUNT:
         plan.charge_pages(-pages)
     if old & (VM_WRITE | VM_SHARED | VM_LOCKED) == VM_LOCKED and new & VM_WRITE:
+        # Linux faults its pages in before it comes to the next VMA, which may merge with it.
+        plan.prepare_anon(merged)
         plan.populate.append((start, end))
     plan.account(old, -pages)
     plan.account(new, pages)

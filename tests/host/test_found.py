@@ -50,6 +50,10 @@ FOUND = {
         [Op(1, "mlockall", (3,)), mapped(2, 0x28, A + 2 * PAGE), mapped(2, 0x28), mapped(2, 0x28)],
     "a refused mprotect has populated what it made writable":
         [mapped(3, ANON | LOCKED, prot=READ), Op(1, "mprotect", (A, 5 * PAGE, RW))],
+    "an mprotect of several locked VMAs faults each in before it comes to the next":
+        [mapped(8, ANON | LOCKED, prot=READ), Op(1, "mprotect", (A + 3 * PAGE, 5 * PAGE, 7)),
+         Op(1, "mprotect", (A, PAGE, 4)), Op(1, "mprotect", (A, 7 * PAGE, RW)),
+         Op(1, "mprotect", (A, 8 * PAGE, READ)), Op(1, "mprotect", (A, 8 * PAGE, RW))],
     "process_madvise of an address that no process has":
         [mapped(2), Op(1, "process_madvise",
                        (((A, PAGE), ((1 << 47) - PAGE, PAGE)), DONTNEED))],

@@ -11,8 +11,8 @@ from realmem._core.mmu cimport Mmu, Shmem
 from realmem._core.soft_mmu cimport SoftMmu
 from realmem._kernel.access cimport mm_touch
 from realmem._kernel.commit cimport (
-    STEP_LOCK, STEP_MOVE, STEP_PROTECT, STEP_UNLOCK, STEP_VMAS, STEP_ZAP, mm_commit, mm_step,
-    new_vma,
+    STEP_ANON, STEP_LOCK, STEP_MOVE, STEP_PROTECT, STEP_UNLOCK, STEP_VMAS, STEP_ZAP, mm_commit,
+    mm_step, new_vma,
 )
 from realmem._kernel.collapse cimport mm_collapse
 from realmem._kernel.madvise cimport (
@@ -35,7 +35,7 @@ from realmem.errors import InvariantError
 LEVELS = ("pgd", "pud", "pmd", "pte")
 
 STEPS = {"vmas": STEP_VMAS, "zap": STEP_ZAP, "protect": STEP_PROTECT, "move": STEP_MOVE,
-         "lock": STEP_LOCK}
+         "lock": STEP_LOCK, "anon": STEP_ANON}
 ADVICE = {"dontneed": ADVISE_DONTNEED, "free": ADVISE_FREE, "cold": ADVISE_COLD,
           "guard_install": ADVISE_GUARD_INSTALL, "guard_remove": ADVISE_GUARD_REMOVE,
           "numa_hint": ADVISE_NUMA_HINT}
@@ -78,7 +78,8 @@ cdef class AddressSpace(SoftMmu):
         :param steps: in order: ``("vmas", lo, hi, [(vma, source), ...])``: VMAs that begin in
             [lo, hi) become these; ``source`` is the start of the VMA whose anon_vma a new one
             takes over, or -1.  ``("zap", start, end)``, ``("protect", start, end)``,
-            ``("move", old, new, length)``, ``("lock", start, end, on)``.
+            ``("move", old, new, length)``, ``("lock", start, end, on)``, ``("anon", start, end)``:
+            the VMA gets its anon_vma.
         :param tree: the VMAs after it, for ``self.tree``.
         :param deltas: what the counters are to change by, as planned: they are counted here
             anew, and compared with that where the machine was made to (``debug=1``).

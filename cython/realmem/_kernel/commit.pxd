@@ -11,6 +11,7 @@ cdef enum:
     STEP_MOVE = 3               # what [start, end) maps goes to `to`
     STEP_LOCK = 4               # frames of [start, end) are locked in memory, or
     STEP_UNLOCK = 5             # ... no longer
+    STEP_ANON = 6               # the VMA that begins at `start` gets its anon_vma
 
 cdef struct mm_step:
     int32_t what                # STEP_*

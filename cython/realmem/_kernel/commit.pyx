@@ -21,11 +21,11 @@ from realmem._kernel.pgtable cimport (
     set_pte_locked, split_huge_locked, tables_reserve_locked, tables_unreserve_locked,
 )
 from realmem._kernel.quicklist cimport quicklist_trim
-from realmem._kernel.rmap cimport anon_vma_free, rmap_link, rmap_unlink
+from realmem._kernel.rmap cimport anon_vma_free, anon_vma_prepare, rmap_link, rmap_unlink
 from realmem._kernel.shmem cimport shmem_get, shmem_put, vm_enough_memory
 from realmem._kernel.tlb cimport tlb_flush_locked, tlb_protect_locked
 from realmem._kernel.vmaindex cimport (
-    VMA_INDEX_CAPACITY, vm_area_alloc, vm_area_free_list, vma_at, vma_erase, vma_first,
+    VMA_INDEX_CAPACITY, vm_area_alloc, vm_area_free_list, vma_at, vma_erase, vma_find, vma_first,
     vma_insert, vma_next,
 )
 from realmem._kernel.zap cimport mlock_range_locked, page_mapcount, zap_range_locked
@@ -132,6 +132,7 @@ cdef int64_t tables_to_move(mm_struct* mm, uint64_t start, uint64_t end) noexcep
 
 cdef void run_step(transaction* t, const mm_step* step, const new_vma* vmas) noexcept nogil:
     cdef mm_struct* mm = t.mm
+    cdef vma_slot* slot
     if step.what == STEP_VMAS:
         replace_vmas(t, step, vmas)
     elif step.what == STEP_ZAP:
@@ -141,6 +142,10 @@ cdef void run_step(transaction* t, const mm_step* step, const new_vma* vmas) noe
         change_protection(mm, step.start, step.end)
     elif step.what == STEP_MOVE:
         move_page_tables(mm, step.start, step.to, step.end - step.start)
+    elif step.what == STEP_ANON:
+        slot = vma_find(&mm.vmas, step.start)
+        if slot != NULL:
+            anon_vma_prepare(mm, slot.vma)      # without memory, as if a fault had found none
     else:
         mlock_range_locked(mm, step.start, step.end, step.what == STEP_LOCK)
 

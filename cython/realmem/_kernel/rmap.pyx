@@ -14,6 +14,7 @@ from realmem._kernel.mm_types cimport (
     vma_slot,
 )
 from realmem._kernel.vmaindex cimport vma_before, vma_first, vma_next
+from realmem.compiler cimport load64
 from realmem.types cimport PAGE_SHIFT, PG_anon, page
 
 
@@ -264,7 +265,7 @@ cdef int64_t rmap_places(mmu* u, const page* p, rmap_place* places, int64_t skip
     mutex_lock(&u.rmap_lock)
     # Under the lock an anon_vma or object that is named here is there: frames are unmapped
     # before it goes.
-    if p.mapping != NULL and p.counts.c.mapcount >= 0:
+    if p.mapping != NULL and <int64_t>load64(<uint64_t*>&p.counts.word) >> 32 >= 0:     # mapcount
         root = ((<anon_vma*>p.mapping).root if p.flags & (1 << PG_anon)
                 else (<shmem*>p.mapping).i_mmap)
     c.first = c.last = p.index

@@ -97,7 +97,11 @@ def test_copies_stay_where_a_run_is_mapped_anew(child) -> None:
         a, x = mapped(p, n)
         x[::512] = range(1, n // PAGE + 1)
         kid = p.fork()
+        y = array(kid, a, n)
+        assert (y[512 * 5], y[512 * 600]) == (6, 601)   # mapped there, so not to be donated
         x[512 * 5] = x[512 * 600] = 99      # frames of no run
+        assert machine.hoststat["donation"] == 0
+        del y
         kid.exit()
         p.mm.core.flush(a, a + n)
         assert (x[512 * 5], x[512 * 600]) == (99, 99)

@@ -23,6 +23,7 @@ from realmem.mm.vma import (
     VM_ACCOUNT,
     VM_GROWSDOWN,
     VM_LOCKED,
+    VM_LOCKONFAULT,
     VM_NORESERVE,
     VM_SEALED,
     VM_SHARED,
@@ -116,7 +117,8 @@ def _fixup(plan: Plan, vma: Vma, start: int, end: int, access: int) -> None:
         plan.charge_pages(-pages)
     if old & (VM_WRITE | VM_SHARED | VM_LOCKED) == VM_LOCKED and new & VM_WRITE:
         # Linux faults its pages in before it comes to the next VMA, which may merge with it.
-        plan.prepare_anon(merged)
+        if not new & VM_LOCKONFAULT:
+            plan.prepare_anon(merged)
         plan.populate.append((start, end))
     plan.account(old, -pages)
     plan.account(new, pages)

@@ -54,6 +54,10 @@ FOUND = {
         [mapped(8, ANON | LOCKED, prot=READ), Op(1, "mprotect", (A + 3 * PAGE, 5 * PAGE, 7)),
          Op(1, "mprotect", (A, PAGE, 4)), Op(1, "mprotect", (A, 7 * PAGE, RW)),
          Op(1, "mprotect", (A, 8 * PAGE, READ)), Op(1, "mprotect", (A, 8 * PAGE, RW))],
+    "an mprotect of what is locked on fault faults nothing in":
+        [mapped(8), Op(1, "write", (A + 7 * PAGE, 1, 1, False)), mapped(5, prot=NONE),
+         Op(1, "mprotect", (A + 2 * PAGE, PAGE, 5)), Op(1, "mlockall", (7,)),
+         Op(1, "mprotect", (A + PAGE, 6 * PAGE, RW))],
     "process_madvise of an address that no process has":
         [mapped(2), Op(1, "process_madvise",
                        (((A, PAGE), ((1 << 47) - PAGE, PAGE)), DONTNEED))],

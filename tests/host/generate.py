@@ -219,7 +219,8 @@ class Generator:
         elif kind < 0.68:
             addr = self._address() + (r.choice((1, 100, 4095)) if self._chance(10) else 0)
         if self._chance(4):
-            length = r.choice((0, *HUGE))
+            # What begins below the driver and is fixed may not take its place.
+            length = 0 if addr < LOWEST and flags & FIXED else r.choice((0, *HUGE))
         elif self._chance(2):
             addr = r.choice(FAR[3:])
         if self._chance(2):

@@ -115,10 +115,10 @@ def _fixup(plan: Plan, vma: Vma, start: int, end: int, access: int) -> None:
     plan.protect(start, end)
     if old & VM_ACCOUNT and not new & VM_ACCOUNT:
         plan.charge_pages(-pages)
-    if old & (VM_WRITE | VM_SHARED | VM_LOCKED) == VM_LOCKED and new & VM_WRITE:
+    if (old & (VM_WRITE | VM_SHARED | VM_LOCKED | VM_LOCKONFAULT) == VM_LOCKED
+            and new & VM_WRITE):
         # Linux faults its pages in before it comes to the next VMA, which may merge with it.
-        if not new & VM_LOCKONFAULT:
-            plan.prepare_anon(merged)
+        plan.prepare_anon(merged)
         plan.populate.append((start, end))
     plan.account(old, -pages)
     plan.account(new, pages)

@@ -155,6 +155,7 @@ cdef extern from *:
     uint64_t peeku64 "rm_load_relaxed"(uint64_t* p) noexcept nogil
     int peek_int "rm_load_relaxed"(int* p) noexcept nogil
     void poke_int "rm_store_relaxed"(int* p, int v) noexcept nogil
+    void poke64 "rm_store_relaxed"(uint64_t* p, uint64_t v) noexcept nogil
 
     unsigned int ctz "rm_ctz"(uint64_t x) noexcept nogil    # x != 0
     unsigned int fls "rm_fls"(uint64_t x) noexcept nogil    # index of the top bit, x != 0

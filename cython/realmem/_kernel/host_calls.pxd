@@ -152,24 +152,33 @@ cdef extern from *:
         while (__atomic_exchange_n(&m->word, 2, __ATOMIC_ACQUIRE) != 0)
             rm_hostcall(SYS_futex, (long)&m->word, FUTEX_WAIT_PRIVATE, 2, 0, 0, 0);
     }
+    /* Who waits for the lock may see it get another rank (window.pyx: block_get). */
+    static inline const rm_lock_order *rm_mutex_order(rm_mutex *m)
+    {
+        return __atomic_load_n(&m->order, __ATOMIC_RELAXED);
+    }
+    static inline uint64_t rm_mutex_rank(rm_mutex *m)
+    {
+        return __atomic_load_n(&m->rank, __ATOMIC_RELAXED);
+    }
     static inline void rm_mutex_lock(rm_mutex *m)
     {
-        if (rm_unlikely(m->order != NULL))
-            m->order->taking(m, m->rank, 0);
+        if (rm_unlikely(rm_mutex_order(m) != NULL))
+            rm_mutex_order(m)->taking(m, rm_mutex_rank(m), 0);
         if (!rm_mutex_try(m))
             rm_mutex_lock_slow(m);
     }
     static inline int rm_mutex_trylock(rm_mutex *m)
     {
         int got = rm_mutex_try(m);
-        if (rm_unlikely(m->order != NULL) && got)
-            m->order->taking(m, m->rank, 1);
+        if (rm_unlikely(rm_mutex_order(m) != NULL) && got)
+            rm_mutex_order(m)->taking(m, rm_mutex_rank(m), 1);
         return got;
     }
     static inline void rm_mutex_unlock(rm_mutex *m)
     {
-        if (rm_unlikely(m->order != NULL))
-            m->order->given(m);
+        if (rm_unlikely(rm_mutex_order(m) != NULL))
+            rm_mutex_order(m)->given(m);
         if (__atomic_exchange_n(&m->word, 0, __ATOMIC_RELEASE) == 2)
             rm_hostcall(SYS_futex, (long)&m->word, FUTEX_WAKE_PRIVATE, 1, 0, 0, 0);
     }

@@ -17,8 +17,8 @@ cdef enum:
     LOCK_SLABS = 8
     LOCK_ZONE = 9               # several: by index
 
-# Have m's lock checked from now on, if m checks any.  Nobody holds it; but one who comes late
-# may still look at what was somebody else's before.
+# Have m's lock checked from now on, if m checks any.  Nobody knows it yet.
 cdef void check_spinlock(const machine* m, spinlock* lock, int rank,
                          uint64_t id=*) noexcept nogil
+# The same; or it was another's before, and the caller holds it while others may want it.
 cdef void check_mutex(const machine* m, mutex* lock, int rank, uint64_t id) noexcept nogil

@@ -5,7 +5,7 @@
 from libc.stdint cimport uint64_t
 from libc.string cimport memcpy, strlen
 
-from realmem.compiler cimport BUG, lock_order
+from realmem.compiler cimport BUG, lock_order, poke64
 from realmem.types cimport MACHINE_DEBUG
 
 cdef extern from *:
@@ -102,6 +102,8 @@ cdef void check_spinlock(const machine* m, spinlock* lock, int rank,
     lock.order = &checks if m.options & MACHINE_DEBUG else NULL
 
 
+# Checks that began do not end: who has noted the lock as taken must come to note it as given.
 cdef void check_mutex(const machine* m, mutex* lock, int rank, uint64_t id) noexcept nogil:
-    lock.rank = (<uint64_t>rank << RANK_SHIFT) + id
-    lock.order = &checks if m.options & MACHINE_DEBUG else NULL
+    poke64(&lock.rank, (<uint64_t>rank << RANK_SHIFT) + id)
+    if m.options & MACHINE_DEBUG:
+        poke64(<uint64_t*>&lock.order, <uint64_t>&checks)

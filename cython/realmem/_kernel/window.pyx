@@ -55,13 +55,11 @@ cdef window* window_covering_locked(const mm_struct* mm, uint64_t host) noexcept
 
 cdef mm_struct* mm_create(mmu* u, int pid, int nid, uint64_t* length_ref,
                           int* error_ret) noexcept nogil:
-    cdef mm_struct* mm = block_get()
+    cdef mm_struct* mm = block_get(u.m)
     cdef window* w
     if mm == NULL:
         error_ret[0] = EAGAIN
         return NULL
-    check_mutex(u.m, &mm.lock, LOCK_MM, mm.id)
-    mutex_lock(&mm.lock)
     mm.mmu = u
     mm.pid = pid
     w = mm.windows
@@ -85,14 +83,12 @@ cdef mm_struct* mm_create(mmu* u, int pid, int nid, uint64_t* length_ref,
 
 cdef mm_struct* mm_create_kernel(mmu* u, uint64_t start, uint64_t* length_ref,
                                  int* error_ret) noexcept nogil:
-    cdef mm_struct* mm = block_get()
+    cdef mm_struct* mm = block_get(u.m)
     cdef window* w
     cdef bint got
     if mm == NULL:
         error_ret[0] = EAGAIN
         return NULL
-    check_mutex(u.m, &mm.lock, LOCK_MM, mm.id)
-    mutex_lock(&mm.lock)
     mm.pid = 0
     mm.mmu = u
     w = mm.windows
@@ -268,9 +264,11 @@ cdef enum:
     BLOCK_BYTES = CHUNKS_AT + 3072 * NR_VMA_CHUNKS
 
 
-cdef mm_struct* block_get() noexcept nogil:
+# Get a block, locked: who looked its last process up may come to the lock until he has seen
+# that it is another.
+cdef mm_struct* block_get(const machine* m) noexcept nogil:
     cdef mm_struct* mm
-    cdef uint64_t block
+    cdef uint64_t block, id = 0
     mutex_lock(&windows.pool_lock)
     mm = windows.pool
     if mm != NULL:
@@ -288,8 +286,12 @@ cdef mm_struct* block_get() noexcept nogil:
             store64(<uint64_t*>&windows.all, block)
     if mm != NULL:
         windows.next_id += 1
-        reset(mm, windows.next_id)
+        id = windows.next_id
     mutex_unlock(&windows.pool_lock)
+    if mm != NULL:
+        mutex_lock(&mm.lock)
+        reset(mm, id)
+        check_mutex(m, &mm.lock, LOCK_MM, id)
     return mm
 
 

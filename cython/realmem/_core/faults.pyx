@@ -13,7 +13,7 @@ import time
 import warnings
 
 from libc.errno cimport ENOMEM
-from libc.signal cimport SIGSEGV
+from libc.signal cimport SIGBUS, SIGSEGV
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from realmem._kernel.host_calls cimport gettid
@@ -72,9 +72,9 @@ def install():
         return
     installing = gettid()
     try:
-        handler_save()
+        taken(handler_save(), SIGSEGV)
         listen()
-        handler_install()
+        taken(handler_install(), SIGSEGV)
     finally:
         installing = 0
 
@@ -82,7 +82,13 @@ def install():
 def install_bus():
     """Take SIGBUS as well, by which userfaultfd tells of accesses; install() was called."""
     if not handler.bus:
-        handler_install_bus()
+        taken(handler_install_bus(), SIGBUS)
+
+
+cdef int taken(int rc, int sig) except -1:
+    if rc != 0:
+        raise HostError(-rc, f"sigaction({signal.Signals(sig).name}) refuses")
+    return 0
 
 
 def uninstall():

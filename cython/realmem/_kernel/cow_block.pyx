@@ -12,7 +12,7 @@ from posix.mman cimport PROT_READ, PROT_WRITE
 
 from realmem._kernel.donate cimport donate_copy_locked
 from realmem._kernel.edges cimport add_edges, edges_in
-from realmem._kernel.folio cimport folios_wanted
+from realmem._kernel.folio cimport FOLIO_GFP, folios_wanted
 from realmem._kernel.host_calls cimport host_map, host_protect
 from realmem._kernel.mempolicy cimport vma_alloc_pages
 from realmem._kernel.mm_types cimport (
@@ -32,7 +32,6 @@ from realmem._kernel.window cimport windows
 from realmem._kernel.zap cimport munlock_page, page_add_new_anon_rmap, page_remove_rmap
 from realmem.compiler cimport load64, peek64
 from realmem.types cimport (
-    GFP_DIRECT_RECLAIM, GFP_HIGHUSER_MOVABLE, GFP_KSWAPD_RECLAIM, GFP_NOMEMALLOC, GFP_NOWARN,
     HOST_MAP_FILL, HOST_MPROTECT, PAGE_SHIFT, PAGE_SIZE, PG_anon, PG_anon_exclusive, machine,
     page, page_address, page_to_pfn, page_zone, pfn_to_page,
 )
@@ -41,8 +40,6 @@ cdef enum:
     BLOCK_ORDER = 4
     BLOCK_PAGES = 16
     BLOCK_SIZE = 65536
-    BLOCK_GFP = ((GFP_HIGHUSER_MOVABLE | GFP_NOMEMALLOC | GFP_NOWARN)
-                 & ~(GFP_DIRECT_RECLAIM | GFP_KSWAPD_RECLAIM))
     ONE_OWNER = 1               # page.counts: refcount 1, mapcount 0
     STORED_TO = PTE_PRESENT | PTE_DIRTY | PTE_SOFT_DIRTY
     OPENED = PTE_RW | PTE_ACCESSED
@@ -61,7 +58,7 @@ cdef int cow_block_fault(vm_fault* f) noexcept nogil:
             or end > vma.vm_end or not all_to_copy(m, pte) or is_pinned(mm, start, end)
             or scratch_in(mm, start, end) or peek64(&windows.host_vmas) >= mm.mmu.vma_budget):
         return -1
-    block = vma_alloc_pages(mm, vma, f.address, BLOCK_GFP, BLOCK_ORDER,
+    block = vma_alloc_pages(mm, vma, f.address, FOLIO_GFP, BLOCK_ORDER,
                             pfn_to_page(m, pte_pfn(f.pte[0])))
     if block == NULL:
         return -1

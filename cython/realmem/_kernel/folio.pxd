@@ -7,7 +7,15 @@ from realmem._kernel.mm_types cimport (
     VM_NOHUGEPAGE, mm_struct, vm_area_struct,
 )
 from realmem._kernel.vm_fault cimport vm_fault
-from realmem.types cimport PAGE_SHIFT
+from realmem.types cimport (
+    GFP_DIRECT_RECLAIM, GFP_HIGHUSER_MOVABLE, GFP_KSWAPD_RECLAIM, GFP_NOMEMALLOC, GFP_NOWARN,
+    PAGE_SHIFT,
+)
+
+cdef enum:
+    # GFP_TRANSHUGE_LIGHT: no reclaim for it; and split, it is no compound page.
+    FOLIO_GFP = ((GFP_HIGHUSER_MOVABLE | GFP_NOMEMALLOC | GFP_NOWARN)
+                 & ~(GFP_DIRECT_RECLAIM | GFP_KSWAPD_RECLAIM))
 
 # The orders that a VMA's faults may try, bit by bit.
 # Mirrors: thp_vma_allowable_orders().

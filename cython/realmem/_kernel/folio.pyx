@@ -25,15 +25,11 @@ from realmem._kernel.vm_fault cimport (
 from realmem._kernel.zap cimport page_add_new_anon_rmap
 from realmem.compiler cimport SEQ_CST, atomic64_add_return, fls
 from realmem.types cimport (
-    GFP_DIRECT_RECLAIM, GFP_HIGHUSER_MOVABLE, GFP_KSWAPD_RECLAIM, GFP_NOMEMALLOC, GFP_NOWARN,
     HPAGE_PMD_ORDER, PAGE_SHIFT, PAGE_SIZE, page, page_address, page_run, page_to_pfn,
 )
 
 cdef enum:
     PMD_SIZE = 1 << PMD_SHIFT
-    # GFP_TRANSHUGE_LIGHT: no reclaim for it; and split, it is no compound page.
-    FOLIO_GFP = ((GFP_HIGHUSER_MOVABLE | GFP_NOMEMALLOC | GFP_NOWARN)
-                 & ~(GFP_DIRECT_RECLAIM | GFP_KSWAPD_RECLAIM))
 
 
 cdef int anon_folio_fault(vm_fault* f) noexcept nogil:

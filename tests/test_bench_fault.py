@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from backends import BACKENDS, needs_backend
 from fake_host import write
 
 import realmem as rm
 from realmem._bench.fault_floor import HOW, floor, floor_calls, write_protect
 from realmem._bench.fault_loops import touch
 from realmem._bench.kernel_pages import KernelPages, in_processes, load_all
-from realmem.backends import choose
 from realmem.bench import fault, fault_software
 from realmem.bench.fault_floor import floors
 from realmem.bench.fault_kernel import kernel_faults, kernel_orders
@@ -39,8 +39,7 @@ class Machines(dict[str, rm.Machine]):
     """A machine of each backend, made when it is asked for."""
 
     def __missing__(self, faults):
-        if choose("auto") != faults == "userfaultfd":
-            pytest.skip("this host refuses userfaultfd")
+        needs_backend(faults)
         self[faults] = rm.Machine(nodes=1, memory="64M", window="1G", faults=faults)
         return self[faults]
 
@@ -84,7 +83,7 @@ def test_what_is_left_is_what_the_cgroup_leaves(tmp_path, limit, expected):
 
 @pytest.mark.parametrize("order", [0, 4, 9])
 @pytest.mark.parametrize("scattered", [False, True])
-@pytest.mark.parametrize("faults", ["sigsegv", "userfaultfd"])
+@pytest.mark.parametrize("faults", BACKENDS)
 def test_the_floor_follows_our_faults(machines, faults, order, scattered):
     machine = machines[faults]
     n = 1024
@@ -113,7 +112,7 @@ def test_the_floor_follows_our_faults(machines, faults, order, scattered):
 
 
 @pytest.mark.parametrize("scattered", [False, True])
-@pytest.mark.parametrize("faults", ["sigsegv", "userfaultfd"])
+@pytest.mark.parametrize("faults", BACKENDS)
 def test_the_floor_makes_the_calls_that_ours_make(machines, faults, scattered):
     machine, n = machines[faults], 1024
     pages = np.random.default_rng(5).permutation(n).astype(np.uint32) if scattered else None

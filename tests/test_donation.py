@@ -12,12 +12,12 @@ import contextlib
 
 import numpy as np
 import pytest
+from backends import BACKENDS, needs_backend
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import realmem as rm
 from realmem import MADV_DONTNEED, MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, PAGE_SIZE
-from realmem.backends import choose
 from realmem.errors import SegmentationFault
 
 RW = rm.PROT_READ | rm.PROT_WRITE
@@ -147,7 +147,7 @@ class Family:
         self.machine.close()
 
 
-@pytest.mark.parametrize("faults", ["sigsegv", "userfaultfd"])
+@pytest.mark.parametrize("faults", BACKENDS)
 @settings(max_examples=30)
 @example([("store all", 0, 1), ("fork", 0, 0), ("store all", 0, 1), ("store all", 1, 1)], True)
 @example([("store all", 0, 1), ("fork", 0, 0), ("fork", 0, 0), ("exit", 2, 0),
@@ -158,8 +158,7 @@ class Family:
           ("store all", 0, 1), ("exit", 0, 0), ("load all", 0, 0)], True)
 @given(st.lists(steps, min_size=1, max_size=16), st.booleans())
 def test_all_that_linux_shows_is_as_without_donations(faults, sequence, block):
-    if choose("auto") != "userfaultfd" and faults == "userfaultfd":
-        pytest.skip("this host refuses userfaultfd")
+    needs_backend(faults)
     ours, theirs = Family(True, block, faults), Family(False, block, faults)
     try:
         for step in sequence:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
+from backends import BACKENDS, needs_backend
 
 import realmem as rm
 from realmem import (
@@ -17,7 +18,6 @@ from realmem import (
     PROT_READ,
     PROT_WRITE,
 )
-from realmem.backends import choose
 
 RW, ANON = PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS
 P = PAGE_SIZE
@@ -92,12 +92,11 @@ def test_a_fork_copies_what_is_pinned(machine, process, write):
     assert machine.pfn_to_page(frame).refcount == 1
 
 
-@pytest.mark.parametrize("faults", ["sigsegv", "userfaultfd"])
+@pytest.mark.parametrize("faults", BACKENDS)
 @pytest.mark.parametrize("how", ["zero page", "mapped anew", "shared"])
 def test_a_fork_shares_what_came_to_lie_where_something_is_pinned(how, faults):
     """The pin holds another page, or none: the parent's next store must not reach the child's."""
-    if choose("auto" if faults == "userfaultfd" else faults) != faults:
-        pytest.skip("this host refuses userfaultfd")
+    needs_backend(faults)
     with rm.Machine(nodes=1, memory="64M", window="1G", faults=faults) as machine:
         process = machine.spawn()
         at = process.mmap(None, 3 * P, RW, ANON)

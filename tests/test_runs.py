@@ -6,13 +6,13 @@ import contextlib
 
 import numpy as np
 import pytest
+from backends import BACKENDS, needs_backend
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import realmem as rm
 from realmem import MADV_DONTNEED, MAP_ANONYMOUS, MAP_PRIVATE, PAGE_SIZE, PROT_READ, PROT_WRITE
 from realmem._bench.fault_loops import touch
-from realmem.backends import choose
 from realmem.errors import OutOfMemory
 from realmem.layout import GFP
 
@@ -274,12 +274,11 @@ def test_pageblocks_that_change_their_type_take_runs_along(gfp):
         machine.check()
 
 
-@pytest.mark.parametrize("faults", ["sigsegv", "userfaultfd"])
+@pytest.mark.parametrize("faults", BACKENDS)
 @pytest.mark.parametrize("order", [2, 4, 8])
 def test_folios_take_their_frames_from_runs(order, faults):
     """Neighbouring folios lie side by side, so that the host keeps them in one VMA."""
-    if choose("auto") != "userfaultfd" and faults == "userfaultfd":
-        pytest.skip("this host refuses userfaultfd")
+    needs_backend(faults)
     with rm.Machine(1, "64M", window="1G", faults=faults) as machine:
         machine.thp.set_order(order, "always")
         p = machine.spawn()

@@ -6,10 +6,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from backends import BACKENDS, needs_backend
 from compiled import build_library
 from whole_process import Run, run_child
-
-from realmem.backends import choose
 
 # These run by userfaultfd as well, where the host has it.
 BOTH = {"test_raw_access", "test_cow", "test_guard", "test_storm", "test_big_storm",
@@ -19,15 +18,14 @@ BOTH = {"test_raw_access", "test_cow", "test_guard", "test_storm", "test_big_sto
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run what is in BOTH by each backend."""
     if "child" in metafunc.fixturenames and metafunc.module.__name__.split(".")[-1] in BOTH:
-        metafunc.parametrize("child", ["sigsegv", "userfaultfd"], indirect=True)
+        metafunc.parametrize("child", BACKENDS, indirect=True)
 
 
 @pytest.fixture
 def child(request: pytest.FixtureRequest) -> Run:
     """Give a function that runs code in a fresh interpreter and checks how it ends."""
     faults = getattr(request, "param", "sigsegv")
-    if choose("auto" if faults == "userfaultfd" else faults) != faults:
-        pytest.skip("this host refuses userfaultfd")
+    needs_backend(faults)
     return partial(run_child, faults=faults)
 
 

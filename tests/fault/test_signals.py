@@ -35,15 +35,28 @@ RAIN = """
                 assert (x[word::512] == rounds).all()
             return results
         return end
+
+    def warns_of_the_theft(p, addr):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            p.host_address(addr)
+        assert [w.category for w in caught] == [RuntimeWarning], caught
+        assert "was taken from realmem" in str(caught[0].message)
     rain = None
 """
 
 
+@pytest.fixture
+def rain(threads_library) -> str:
+    """What the children below begin with."""
+    return RAIN.replace("LIBRARY", threads_library)
+
+
 @pytest.mark.parametrize("kind", ["anonymous", "copies", "shared"])
-def test_alarms_and_profiling_timers(child, threads_library, kind) -> None:
+def test_alarms_and_profiling_timers(child, rain, kind) -> None:
     """SIGALRM and SIGPROF a thousand times a second, to Python's handlers; system calls go on."""
     child(
-        RAIN.replace("LIBRARY", threads_library)
+        rain
         + f"""
     kind = {kind!r}
     hits = dict.fromkeys((signal.SIGALRM, signal.SIGPROF), 0)
@@ -86,10 +99,10 @@ def test_alarms_and_profiling_timers(child, threads_library, kind) -> None:
     )
 
 
-def test_signals_sent_to_the_threads_that_fault(child, threads_library) -> None:
+def test_signals_sent_to_the_threads_that_fault(child, rain) -> None:
     """A C handler interrupts a storing thread every 20 us or so, at any instruction of it."""
     child(
-        RAIN.replace("LIBRARY", threads_library)
+        rain
         + """
     rained = []
     def rain():
@@ -115,14 +128,14 @@ def test_signals_sent_to_the_threads_that_fault(child, threads_library) -> None:
     )
 
 
-def test_sigsegv_stolen_by_python_while_threads_fault(child, threads_library) -> None:
+def test_sigsegv_stolen_by_python_while_threads_fault(child, rain) -> None:
     """
     Faults that meet Python's handler wait, in a loop, until a call takes SIGSEGV back.
 
     That call warns; what was stored before, meanwhile and after is all there.
     """
     child(
-        RAIN.replace("LIBRARY", threads_library)
+        rain
         + """
     with one_process("64M", window="1G") as (machine, p):
         n = 512
@@ -133,21 +146,17 @@ def test_sigsegv_stolen_by_python_while_threads_fault(child, threads_library) ->
                 signal.signal(signum, lambda *args: None)
             p.mm.core.flush(a, a + n * PAGE)            # now every page faults, and is not served
             time.sleep(0.01)
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
-                p.host_address(a)
-            assert [w.category for w in caught] == [RuntimeWarning], caught
-            assert "was taken from realmem" in str(caught[0].message)
+            warns_of_the_theft(p, a)
         end_storms()
         machine.check()
     """
     )
 
 
-def test_sigsegv_stolen_by_a_library_that_passes_on(child, threads_library) -> None:
+def test_sigsegv_stolen_by_a_library_that_passes_on(child, rain) -> None:
     """A library that serves its own faults and passes on others: both work, before and after."""
     child(
-        RAIN.replace("LIBRARY", threads_library)
+        rain
         + """
     with one_process("64M", window="1G") as (machine, p):
         n = 512
@@ -158,12 +167,9 @@ def test_sigsegv_stolen_by_a_library_that_passes_on(child, threads_library) -> N
             p.mm.core.flush(a, a + n * PAGE)            # takes nothing back
             assert C.store_own(turn) == turn + 1
             time.sleep(0.005)
+        assert C.passed() > 20, C.passed()
+        warns_of_the_theft(p, a)
         on = C.passed()
-        assert on > 20, on
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            p.host_address(a)
-        assert len(caught) == 1 and "was taken from realmem" in str(caught[0].message), caught
         p.mm.core.flush(a, a + n * PAGE)
         for turn in range(20):                          # now it is realmem that passes on
             assert C.store_own(turn) == turn + 21
@@ -176,7 +182,7 @@ def test_sigsegv_stolen_by_a_library_that_passes_on(child, threads_library) -> N
 
 @pytest.mark.crash
 @pytest.mark.parametrize("thief", ["library", "python"])
-def test_a_wild_pointer_dies_whoever_it_is_passed_to(child, threads_library, thief) -> None:
+def test_a_wild_pointer_dies_whoever_it_is_passed_to(child, rain, thief) -> None:
     """
     A fault that nobody serves ends.
 
@@ -184,7 +190,7 @@ def test_a_wild_pointer_dies_whoever_it_is_passed_to(child, threads_library, thi
     Python's, which only makes a note, is who it is passed to.
     """
     child(
-        RAIN.replace("LIBRARY", threads_library)
+        rain
         + f"""
     with one_process("64M", window="1G") as (machine, p):
         x = array(p, p.mmap(None, PAGE, RW, ANON), PAGE)
@@ -208,10 +214,10 @@ def test_a_wild_pointer_dies_whoever_it_is_passed_to(child, threads_library, thi
 
 @pytest.mark.crash
 @pytest.mark.parametrize("action", ["SIG_DFL", "SIG_IGN"])
-def test_sigsegv_set_to_the_default_kills(child, threads_library, action) -> None:
+def test_sigsegv_set_to_the_default_kills(child, rain, action) -> None:
     """With SIG_DFL, and with SIG_IGN, which the kernel does not take for faults, it is death."""
     child(
-        RAIN.replace("LIBRARY", threads_library)
+        rain
         + f"""
     with one_process("64M", window="1G") as (machine, p):
         x = array(p, p.mmap(None, PAGE, RW, ANON), PAGE)

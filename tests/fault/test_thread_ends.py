@@ -47,8 +47,14 @@ ENDS = """
 """
 
 
+@pytest.fixture
+def ends(threads_library) -> str:
+    """What the children below begin with."""
+    return ENDS.replace("LIBRARY", threads_library)
+
+
 @pytest.mark.parametrize("how", ["return", "pthread_exit", "destructor"])
-def test_threads_that_fault_and_end(child, threads_library, how) -> None:
+def test_threads_that_fault_and_end(child, ends, how) -> None:
     """
     Thousands of threads that Python does not know, some abreast, each storing to its own pages.
 
@@ -56,7 +62,7 @@ def test_threads_that_fault_and_end(child, threads_library, how) -> None:
     after everything else of theirs has gone.
     """
     child(
-        ENDS.replace("LIBRARY", threads_library)
+        ends
         + f"""
     how = ["return", "pthread_exit", "destructor"].index({how!r})
     with one_process("64M", window="1G") as (machine, p):
@@ -77,10 +83,10 @@ def test_threads_that_fault_and_end(child, threads_library, how) -> None:
     )
 
 
-def test_pythons_threads_that_fault_and_end(child, threads_library) -> None:
+def test_pythons_threads_that_fault_and_end(child, ends) -> None:
     """Each gets an area of its own by its first call, and gives it back with all it holds."""
     child(
-        ENDS.replace("LIBRARY", threads_library)
+        ends
         + """
     with one_process("64M", window="1G") as (machine, p):
         errors = []
@@ -121,10 +127,10 @@ def test_pythons_threads_that_fault_and_end(child, threads_library) -> None:
     )
 
 
-def test_threads_that_are_cancelled_inside_faults(child, threads_library) -> None:
+def test_threads_that_are_cancelled_inside_faults(child, ends) -> None:
     """A thread may be cancelled at any instruction; a fault is first served to its end."""
     child(
-        ENDS.replace("LIBRARY", threads_library)
+        ends
         + """
     with one_process("64M", window="1G") as (machine, p):
         n = 100
@@ -145,10 +151,10 @@ def test_threads_that_are_cancelled_inside_faults(child, threads_library) -> Non
     )
 
 
-def test_the_smallest_stacks(child, threads_library) -> None:
+def test_the_smallest_stacks(child, ends) -> None:
     """Python's 32 KiB and the host's PTHREAD_STACK_MIN are enough for a fault of any kind."""
     child(
-        ENDS.replace("LIBRARY", threads_library)
+        ends
         + """
     smallest = max(16384, os.sysconf("SC_THREAD_STACK_MIN")
                    if "SC_THREAD_STACK_MIN" in os.sysconf_names else 16384)
@@ -181,10 +187,10 @@ def test_the_smallest_stacks(child, threads_library) -> None:
 
 
 @pytest.mark.parametrize("room", [256, 1024, 8192])
-def test_a_full_stack_with_another_for_signals(child, threads_library, room) -> None:
+def test_a_full_stack_with_another_for_signals(child, ends, room) -> None:
     """With sigaltstack() a fault needs nothing of the thread's own stack."""
     child(
-        ENDS.replace("LIBRARY", threads_library)
+        ends
         + f"""
     with one_process("16M", window="1G") as (machine, p):
         a = p.mmap(None, PAGE, RW, ANON)
@@ -196,10 +202,10 @@ def test_a_full_stack_with_another_for_signals(child, threads_library, room) -> 
 
 
 @pytest.mark.crash
-def test_a_full_stack_is_the_end(child, threads_library) -> None:
+def test_a_full_stack_is_the_end(child, ends) -> None:
     """Without one, the host kernel finds no room to tell of the fault: death, and no hang."""
     child(
-        ENDS.replace("LIBRARY", threads_library)
+        ends
         + """
     with one_process("16M", window="1G") as (machine, p):
         a = p.mmap(None, PAGE, RW, ANON)

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from backends import needs_backend
 from whole_process import run_child
 
 from realmem import Machine
@@ -20,8 +21,7 @@ from realmem.errors import HostError
 @pytest.fixture
 def child():
     """Run code in a child whose machines use userfaultfd."""
-    if choose("auto") != "userfaultfd":
-        pytest.skip("this host refuses userfaultfd")
+    needs_backend("userfaultfd")
     return partial(run_child, faults="userfaultfd")
 
 

@@ -10,12 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from backends import BACKENDS, needs_backend
 from host.compare import Divergence, Pair, Parted, replay
 from host.generate import Generator
 from host.ops import BASE, CALLS, HEAP_DISTANCE, PAGE, Answer, Op, spell
 from host.shrink import script, shrink
-
-from realmem.backends import choose
 
 TESTS = Path(__file__).resolve().parent.parent
 RW, ANON, FIXED = 3, 0x22, 0x10
@@ -52,11 +51,10 @@ def shares(text: str) -> dict[str, float]:
     return {name: float(share) for name, share, _ in ROW.findall(text)}
 
 
-@pytest.mark.parametrize("faults", ["sigsegv", "userfaultfd"])
+@pytest.mark.parametrize("faults", BACKENDS)
 def test_some_thousand_steps_agree(faults):
     needs_the_same_kernel()
-    if choose("auto") != "userfaultfd" and faults == "userfaultfd":
-        pytest.skip("this host refuses userfaultfd")
+    needs_backend(faults)
     done = host("--steps", "12000", "--seed", "1", "--faults", faults)
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -41,14 +41,18 @@ class Sanitizer(NamedTuple):
     args: tuple[str, ...]           # for pytest
 
 
+OURS = {
+    "handle_segv": "0",                 # SIGSEGV is realmem's,
+    "handle_sigbus": "0",               # and SIGBUS with userfaultfd
+}
+
 SANITIZERS = {
     "address": Sanitizer(
         flags="address,undefined",
         runtime="libasan.so",
         options={
             "ASAN_OPTIONS": {
-                "handle_segv": "0",             # SIGSEGV is ours,
-                "handle_sigbus": "0",           # and SIGBUS with userfaultfd
+                **OURS,
                 "allow_user_segv_handler": "1",
                 "use_sigaltstack": "0",         # so is the stack it is served on
                 "detect_leaks": "0",            # Python leaves much to the end of the process
@@ -72,8 +76,7 @@ SANITIZERS = {
         runtime="libtsan.so",
         options={
             "TSAN_OPTIONS": {
-                "handle_segv": "0",             # SIGSEGV is ours,
-                "handle_sigbus": "0",           # and SIGBUS with userfaultfd
+                **OURS,
                 "report_signal_unsafe": "0",    # Python's own handlers
                 "die_after_fork": "0",          # multiprocessing, subprocess, os.fork()
                 "history_size": "4",

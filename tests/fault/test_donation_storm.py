@@ -52,7 +52,7 @@ def test_parent_and_child_store_while_others_come_and_go(child, block, debug, so
 
         try:
             deadline = time.monotonic() + {1.5 * soak_factor}
-            while time.monotonic() < deadline:
+            while time.monotonic() < deadline or turns < 12:
                 turns += 1
                 g = rng.choice(family).fork()
                 what = rng.randrange(4)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+pytestmark = pytest.mark.storm
+
 
 @pytest.mark.parametrize("debug", [0, 1])
 @pytest.mark.parametrize("block", [False, True], ids=["pages", "blocks"])

@@ -37,7 +37,7 @@ class SystemCalls:
         offset: int = 0,
     ) -> int:
         """
-        Map anonymous memory, private or shared.
+        Map anonymous memory or a file, private or shared.
 
         Compare mm/mmap.c:do_mmap().
 
@@ -45,11 +45,11 @@ class SystemCalls:
         :param length: bytes, rounded up to pages.
         :param prot: PROT_* bits.
         :param flags: MAP_* bits.
-        :param file: without MAP_ANONYMOUS: a path, file object or descriptor; only /dev/zero can
-            be mapped yet.
+        :param file: without MAP_ANONYMOUS: a path, file object or descriptor of a regular file or
+            of /dev/zero.
         :param offset: into the file, in bytes.
         :return: the address.
-        :raises OSError: as Linux's; EOPNOTSUPP for real files.
+        :raises OSError: as Linux's; EOPNOTSUPP for other devices.
         """
         self.mm.core.check_alive()
         return mmap(self.mm, addr, length, prot, flags, file, offset)

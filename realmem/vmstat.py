@@ -118,11 +118,14 @@ def node_counters(machine: Any, nid: int) -> dict[str, int]:
     counters["nr_anon_pages"] = frames["anon"]
     # mm/vmstat.c:vmstat_item_print_in_thp()
     counters["nr_anon_transparent_hugepages"] = frames["anon_huge"] >> PMD_ORDER
-    counters["nr_shmem"] = counters["nr_file_pages"] = frames["shmem"]
+    counters["nr_shmem"] = frames["shmem"]
+    counters["nr_file_pages"] = frames["shmem"] + frames["file"]
+    counters["nr_dirty"] = frames["dirty"]
     counters["nr_mapped"] = frames["mapped"]
     # Nothing ages pages yet: what may be evicted stands where new pages begin.
     counters["nr_inactive_anon"] = frames["anon"] + frames["shmem"] - frames["mlocked"]
-    counters["nr_unevictable"] = frames["mlocked"]
+    counters["nr_inactive_file"] = frames["file"] - frames["mlocked_file"]
+    counters["nr_unevictable"] = frames["mlocked"] + frames["mlocked_file"]
     counters["nr_page_table_pages"] = frames["table"]
     counters["nr_slab_reclaimable"] = frames["slab_reclaimable"]
     counters["nr_slab_unreclaimable"] = frames["slab"]
@@ -134,7 +137,8 @@ _EVENTS_OF_THE_MACHINE = frozenset(VM_EVENT_ITEMS) - frozenset(_of_zones("pgallo
 # Counted by looking at every frame; all others are summed from counters.
 _FRAME_ITEMS = frozenset(
     """
-    nr_anon_pages nr_shmem nr_file_pages nr_mapped nr_inactive_anon nr_unevictable nr_mlock
+    nr_anon_pages nr_shmem nr_file_pages nr_dirty nr_mapped nr_inactive_anon nr_inactive_file
+    nr_unevictable nr_mlock
     nr_page_table_pages nr_slab_reclaimable nr_slab_unreclaimable nr_anon_transparent_hugepages
     """.split()
 )
@@ -171,14 +175,16 @@ def read_vmstat(machine: Any, frames: bool = True) -> dict[str, int]:
         if name in counters:  # the others are hoststat's
             counters[name] = count
     counters.update(machine.thp.events())
-    counters.update(hint_events(machine))
+    counters.update(paging_events(machine))
     return counters
 
 
-def hint_events(machine: Any) -> dict[str, int]:
-    """Count what NUMA hints did, by the names in ``/proc/vmstat``."""
+def paging_events(machine: Any) -> dict[str, int]:
+    """Count what NUMA hints did, and files' reads and writes, by the names in ``/proc/vmstat``."""
     paging = machine._paging
-    return {} if paging is None or paging.mmu is None else dict(paging.mmu.hint_events)
+    if paging is None or paging.mmu is None:
+        return {}
+    return {**paging.mmu.hint_events, **paging.mmu.file_events}
 
 
 def total_reserve(zones: Iterable[ZoneStat]) -> int:
@@ -215,8 +221,8 @@ class VmStat(Mapping[str, int]):
         self._machine._allocator.check_alive()
         if name.startswith("thp_"):
             return int(self._machine.thp.events().get(name, 0))
-        if name.startswith(("numa_pte_", "numa_hint_")):
-            return int(hint_events(self._machine).get(name, 0))
+        if name.startswith(("numa_pte_", "numa_hint_", "pgpg")):
+            return int(paging_events(self._machine).get(name, 0))
         if name in _EVENTS_OF_THE_MACHINE:  # looked up most, and cheap on their own
             return int(self._machine._allocator.events().get(name, 0))
         return read_vmstat(self._machine, name in _FRAME_ITEMS)[name]

@@ -45,6 +45,20 @@ class FakeShmem:
             weakref.finalize(self, mmu.give_back, size)
 
 
+class FakeInode:
+    """A file's frames: none."""
+
+    def __init__(self, key):
+        self.key = key
+        self.users = 1
+
+    def open(self, fd, write):
+        """Do nothing."""
+
+    def rest(self):
+        """Do nothing."""
+
+
 class FakeMmu:
     """What all processes share: committed pages, and the number of anon_vmas made."""
 
@@ -55,6 +69,9 @@ class FakeMmu:
 
     def give_back(self, pages):
         self.committed -= pages
+
+    def rest_files(self):
+        """Do nothing: the model maps no files."""
 
 
 class FakeCore:
@@ -131,6 +148,9 @@ class FakeCore:
 
     def shmem_create(self, pages, noreserve=False):
         return FakeShmem(self.mmu, pages, noreserve)
+
+    def inode(self, key, fd):
+        return FakeInode(key)
 
     # ---- steps ----
 

@@ -13,7 +13,8 @@ from realmem.thp import ThpSettings
 
 SMAPS_COUNTS = tuple(
     "rss pss pss_dirty shared_clean shared_dirty private_clean private_dirty referenced anonymous "
-    "lazyfree anon_huge shmem_huge file_huge swap swap_pss locked".split()
+    "lazyfree anon_huge shmem_huge file_huge swap swap_pss locked pss_anon pss_file "
+    "pss_shmem".split()
 )
 
 
@@ -56,7 +57,8 @@ class FakeCore:
         n = self.within(start, end)
         dirty = {"shared_dirty" if self.sharers > 1 else "private_dirty": n}
         pss = n * PAGE_SIZE // self.sharers
-        known = {"rss": n, "pss": pss, "pss_dirty": pss, "referenced": n, "anonymous": n, **dirty}
+        known = {"rss": n, "pss": pss, "pss_dirty": pss, "pss_anon": pss, "referenced": n,
+                 "anonymous": n, **dirty}
         return Counts(**{**dict.fromkeys(SMAPS_COUNTS, 0), **known})
 
     def numa(self, start, end):

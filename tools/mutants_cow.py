@@ -10,7 +10,8 @@ COW = Suite(
     mutants=(
         # ---- donate.pyx
         Mutant("nothing is ever donated", _F,
-               "    if not zero and donate_copy_locked(f.mm, f.vma, f.pte, old, new):\n",
+               "    if not zero and old.flags & (1 << PG_anon) and donate_copy_locked(\n"
+               "            f.mm, f.vma, f.pte, old, new):\n",
                "    if False:\n"),
         Mutant("a donation goes to who has the page mapped", _D,
                "            or pte_host(pte[0]) != HOST_NONE or is_huge",
@@ -44,8 +45,7 @@ COW = Suite(
         Mutant("the other's lock is kept", _D, "        mutex_unlock(&other.lock)\n", ""),
         # ---- cow_block.pyx
         Mutant("no block is ever copied", _F,
-               "unlikely(folios_wanted(f.mm, f.vma) != 0) and cow_block_fault(f) == 0:",
-               "False:"),
+               "cow_block_fault(f) == 0):", "False):"),
         Mutant("who did not ask gets a block", _B,
                "    if (not folios_wanted(mm, vma) & (1 << BLOCK_ORDER) or start",
                "    if (start"),

@@ -8,10 +8,10 @@ from mutation import Mutant, Suite
 _TESTS = ("tests/host/test_found.py",
           "tests/host/test_host_diff.py::test_some_thousand_steps_agree",
           "tests/test_access.py")
-_F, _M, _C, _Z, _A, _S, _E, _R, _T, _X, _I, _P = (
+_F, _M, _C, _Z, _A, _S, _E, _R, _T, _X, _I, _P, _O = (
     f"_kernel/{name}.pyx"
     for name in ("fault", "mmap", "commit", "zap", "madvise", "shmem", "expand", "rmap", "tlb",
-                 "access", "vmaindex", "pgtable")
+                 "access", "vmaindex", "pgtable", "address_space")
 )
 _KERNEL = (
     # ---- fault.pyx
@@ -42,8 +42,8 @@ _KERNEL = (
            "return vma.vm_flags & (VM_WRITE | 4) != 0"),
     Mutant("what is write-only may not be read", _F, "    return vma.vm_flags & VM_ACCESS != 0",
            "    return vma.vm_flags & 5 != 0"),
-    Mutant("a read of shared memory makes no page", _F, "NULL), True, &rc)",
-           "NULL), f.access == FAULT_WRITE, &rc)"),
+    Mutant("a read of shared memory makes no page", _F, "f.address), True, &rc)",
+           "f.address), f.access == FAULT_WRITE, &rc)"),
     # ---- mmap.pyx: fork, exit
     Mutant("fork leaves the parent's entries writable", _M,
            "        entry &= ~<uint64_t>PTE_RW\n        pte[0] = entry\n",
@@ -59,8 +59,7 @@ _KERNEL = (
     Mutant("fork leaves guarded shared memory out", _M,
            "(vma.anon_vma != NULL or vma.vm_flags & VM_MAYBE_GUARD)", "(vma.anon_vma != NULL)"),
     Mutant("fork does not count a mapping", _M,
-           "            page_dup_rmap(pfn_to_page(parent.mmu.m, pte_pfn(entry)))\n"
-           "            child", "            child"),
+           "            page_dup_rmap(p)\n            child", "            child"),
     Mutant("fork forgets a VMA's last page", _M,
            "pte_first(&c, parent, slot.start, slot.end, PTES_READ)",
            "pte_first(&c, parent, slot.start, slot.end - PAGE_SIZE, PTES_READ)"),
@@ -69,7 +68,7 @@ _KERNEL = (
            "        if pte_present(entry):\n            holder.private += to[0] == 0\n"
            "            to[0] = entry\n"),
     Mutant("an exit leaves its frames mapped", _M,
-           "    zap_range_locked(mm, 0, <uint64_t>TASK_SIZE, NULL, True)\n", ""),
+           "    zap_range_locked(mm, 0, <uint64_t>TASK_SIZE, True)\n", ""),
     # ---- commit.pyx
     Mutant("mprotect leaves the host's mappings writable", _C,
            "        tlb_protect_locked(mm, start, end, HOST_READ, False)", "        pass"),
@@ -79,8 +78,8 @@ _KERNEL = (
            "        return entry"),
     Mutant("mprotect opens what is shared copy-on-write", _C,
            "page_mapcount(p) == 1\n"
-           "                                 and p.counts.c.refcount == 1):",
-           "True):"),
+           "                     and p.counts.c.refcount == 1)",
+           "True)"),
     Mutant("PROT_NONE is forgotten", _C, "PTE_PRESENT if flags & VM_ACCESS else PTE_PROTNONE",
            "PTE_PRESENT"),
     Mutant("mprotect forgets the last page", _C,
@@ -88,10 +87,10 @@ _KERNEL = (
            "        protect_range(mm, slot.vma, max(start, slot.start), min(end, slot.end)"
            " - (1 << PAGE_SHIFT))"),
     Mutant("munmap leaves frames mapped", _C,
-           "        zap_range_locked(mm, step.start, step.end, NULL, True)\n", ""),
+           "        zap_range_locked(mm, step.start, step.end, True)\n", ""),
     Mutant("munmap spares the last page", _C,
-           "zap_range_locked(mm, step.start, step.end, NULL, True)",
-           "zap_range_locked(mm, step.start, step.end - (1 << PAGE_SHIFT), NULL, True)"),
+           "zap_range_locked(mm, step.start, step.end, True)",
+           "zap_range_locked(mm, step.start, step.end - (1 << PAGE_SHIFT), True)"),
     Mutant("mremap leaves what the host had at the old place", _C,
            "    tlb_flush_locked(mm, old, old + length)\n", ""),
     Mutant("mremap keeps the old entries", _C, "        clear_pte_locked(mm, pte)\n", ""),
@@ -111,33 +110,35 @@ _KERNEL = (
            "        new = (old & ~<uint64_t>(0xFFFFFF << PAGE_MLOCK_SHIFT)) + ("
            "<uint64_t>(by > 0) << PAGE_MLOCK_SHIFT)"),
     Mutant("a zap of what stays locked leaves it counted", _Z,
-           "        munlock_vmas(mm, start, end, object)", "        pass"),
+           "        munlock_vmas(mm, start, end)", "        pass"),
     Mutant("zapped pages stay in the host", _Z, "    tlb_flush_locked(mm, start, end)\n", ""),
-    Mutant("guard regions survive munmap", _Z, "        if drop_markers:", "        if False:"),
-    Mutant("the zero page survives", _Z, "        if object == NULL:\n            "
-           "clear_pte_locked",
-           "        if object != NULL:\n            clear_pte_locked"),
+    Mutant("guard regions survive munmap", _Z, "        elif drop_markers:",
+           "        elif False:"),
+    Mutant("the zero page survives", _Z, "            clear_pte_locked(mm, pte)\n"
+           "            if not entry & PTE_SPECIAL:\n",
+           "            if not entry & PTE_SPECIAL:\n"
+           "                clear_pte_locked(mm, pte)\n"),
     Mutant("frames are not given back", _Z, "    free_pages(u.m, p, 0)\n", ""),
     Mutant("a mapping less is not counted", _Z, "-<uint64_t>ONE_MAP, SEQ_CST)",
            "0, SEQ_CST)"),
     # ---- madvise.pyx
     Mutant("MADV_DONTNEED drops guard regions", _A,
-           "        zap_range_locked(mm, start, end, NULL, False)\n        free_tables",
-           "        zap_range_locked(mm, start, end, NULL, True)\n        free_tables"),
+           "        zap_range_locked(mm, start, end, False)\n        free_tables",
+           "        zap_range_locked(mm, start, end, True)\n        free_tables"),
     Mutant("MADV_DONTNEED spares a page", _A,
-           "        zap_range_locked(mm, start, end, NULL, False)\n        free_tables",
-           "        zap_range_locked(mm, start + PAGE_SIZE, end, NULL, False)\n"
+           "        zap_range_locked(mm, start, end, False)\n        free_tables",
+           "        zap_range_locked(mm, start + PAGE_SIZE, end, False)\n"
            "        free_tables"),
     Mutant("guard regions keep what was there", _A,
-           "    zap_range_locked(mm, start, end, NULL, False)\n    while", "    while"),
+           "    zap_range_locked(mm, start, end, False)\n    while", "    while"),
     Mutant("a guard region is a page short", _A,
-           "    zap_range_locked(mm, start, end, NULL, False)\n    while addr < end:",
-           "    zap_range_locked(mm, start, end, NULL, False)\n    while addr < end - PAGE_SIZE:"),
+           "    zap_range_locked(mm, start, end, False)\n    while addr < end:",
+           "    zap_range_locked(mm, start, end, False)\n    while addr < end - PAGE_SIZE:"),
     Mutant("a child does not inherit guard regions", _A,
-           "    if slot.vma.vm_object == NULL and anon_vma_prepare(mm, slot.vma) != 0:",
+           "    if not slot.vma.vm_flags & VM_MAYSHARE and anon_vma_prepare(mm, slot.vma) != 0:",
            "    if False:"),
     Mutant("guarded shared memory has an anon_vma", _A,
-           "    if slot.vma.vm_object == NULL and anon_vma_prepare(mm, slot.vma) != 0:",
+           "    if not slot.vma.vm_flags & VM_MAYSHARE and anon_vma_prepare(mm, slot.vma) != 0:",
            "    if anon_vma_prepare(mm, slot.vma) != 0:"),
     Mutant("MADV_GUARD_REMOVE drops pages", _A,
            "        if not pte_present(entry):\n            clear_pte_locked",
@@ -147,7 +148,7 @@ _KERNEL = (
            "    if index > object.size:"),
     Mutant("shared memory is not zeroed", _S, "nid, GFP_HIGHUSER_MOVABLE | GFP_ZERO, 0)",
            "nid, GFP_HIGHUSER_MOVABLE, 0)"),
-    Mutant("MADV_REMOVE spares the last page", _S, "        if p == NULL or index > last:",
+    Mutant("MADV_REMOVE spares the last page", _O, "        if p == NULL or index > last:",
            "        if p == NULL or index >= last:"),
     # ---- expand.pyx
     Mutant("a stack grows a page too far", _E, "< mm.mmu.stack_guard_gap)):",

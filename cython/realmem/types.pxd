@@ -140,7 +140,8 @@ cdef enum:
     PG_poisoned = 17            # free, and holds PAGE_POISON
     PG_quicklist = 18           # allocated, and on a quicklist: all zero but its first word
     PG_vmalloc = 19             # behind a vmalloc area, which owns it
-    NR_PAGEFLAGS = 20
+    PG_file = 20                # of a file, whose bytes it holds
+    NR_PAGEFLAGS = 21
     PAGE_MLOCK_SHIFT = 24
     PAGE_ZONE_SHIFT = 48
     # None of locked lru active slab reserved unevictable mlocked table tail zero quicklist

@@ -1,5 +1,6 @@
 from typing import Any, NamedTuple
 
+from realmem._core.files import Inode
 from realmem._core.mmu import Mmu, Shmem
 from realmem._core.soft_mmu import SoftMmu
 
@@ -26,6 +27,9 @@ class Smaps(NamedTuple):
     swap: int
     swap_pss: int
     locked: int
+    pss_anon: int
+    pss_file: int
+    pss_shmem: int
 
 class AddressSpace(SoftMmu):
     tree: Any
@@ -47,6 +51,7 @@ class AddressSpace(SoftMmu):
     def set_capabilities(self, ipc_lock: bool, sys_admin: bool) -> None: ...
     def set_thp_disabled(self, how: int) -> None: ...
     def shmem_create(self, pages: int, noreserve: bool = False) -> Shmem: ...
+    def inode(self, key: tuple[int, int], fd: int) -> Inode: ...
     def populate(self, start: int, end: int, write: bool) -> tuple[int, int]: ...
     def zap(self, start: int, end: int) -> None: ...
     def madvise(self, start: int, end: int, what: str) -> None: ...

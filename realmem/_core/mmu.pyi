@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from typing import Any
 
 from realmem._core.machine import MachineCore
 
@@ -6,6 +7,7 @@ def close_descriptors() -> None: ...
 
 class Mmu:
     core: MachineCore
+    inodes: dict[tuple[int, int], Any]
     clock_s: float
     def __init__(
         self, core: MachineCore, fds: Sequence[int], vma_budget: int, verify: bool = False
@@ -35,6 +37,9 @@ class Mmu:
     def huge_events(self) -> dict[str, int]: ...
     @property
     def hint_events(self) -> dict[str, int]: ...
+    @property
+    def file_events(self) -> dict[str, int]: ...
+    def rest_files(self) -> None: ...
 
 class Shmem:
     mmu: Mmu

@@ -163,6 +163,7 @@ class MemoryMap:
                 break
             for start, end in plan.populate:
                 mm_populate(self, start, end)
+            self.core.mmu.rest_files()
             if refusal is not None:
                 raise refusal
         return result
@@ -216,6 +217,7 @@ class MemoryMap:
     def close(self, live: dict[int, Any] | None = None) -> None:
         """Give everything back, and leave the live ones in the same step."""
         self.core.exit(live)
+        self.core.mmu.rest_files()
 
 
 def forked_tree(tree: VmaTree) -> VmaTree:

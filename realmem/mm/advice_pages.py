@@ -74,11 +74,26 @@ def _remove(mm: MemoryMap, vma: Vma, start: int, end: int) -> Piece:
         fail(errno.EINVAL, "locked, or nothing is behind it")
     if vma.vm_flags_word & (VM_SHARED | VM_MAYWRITE) != VM_SHARED | VM_MAYWRITE:
         fail(errno.EACCES, "not a shared mapping that could be written to")
-    return partial(mm.core.madvise, start, end, "remove")
+    if vma.inode is None:
+        return partial(mm.core.madvise, start, end, "remove")
+    return partial(_punch, vma.inode, *vma.pages_at(start, end))
+
+
+def _punch(inode: Any, first: int, last: int) -> None:
+    number = inode.punch(first, last)
+    if number:
+        fail(number, "fallocate(FALLOC_FL_PUNCH_HOLE)")
+
+
+def _will_need(mm: MemoryMap, vma: Vma, start: int, end: int) -> Piece | None:
+    """Read a file's pages ahead (mm/madvise.c:madvise_willneed()); others lie nowhere."""
+    if vma.inode is None:
+        return None
+    return partial(vma.inode.read_ahead, *vma.pages_at(start, end), -1)
 
 
 PAGE_ADVICE: Mapping[int, Rule] = {
-    MADV_WILLNEED: _nothing,
+    MADV_WILLNEED: _will_need,
     MADV_COLD: _unless(VM_LOCKED | VM_PFNMAP, _madvise("cold")),
     MADV_PAGEOUT: _unless(VM_LOCKED | VM_PFNMAP, _nothing),
     MADV_DONTNEED: _unless(VM_LOCKED | VM_PFNMAP, _zap),

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from realmem.mm.merge import NO_ANON, Anon, shares_anon
 from realmem.mm.tree import VmaTree
-from realmem.mm.vma import VM_GROWSDOWN, Vma, is_data_mapping, is_exec_mapping
+from realmem.mm.vma import (
+    VM_GROWSDOWN,
+    VM_MAYSHARE,
+    Vma,
+    is_data_mapping,
+    is_exec_mapping,
+)
 
 if TYPE_CHECKING:
     from realmem.mm.address_space import MemoryMap
@@ -133,7 +139,7 @@ class Draft:
 
         Compare mm/vma.c:find_mergeable_anon_vma(), reusable_anon_vma().
         """
-        if not vma.private_anon or self.anon_vma(vma)[0]:
+        if vma.vm_flags_word & VM_MAYSHARE or self.anon_vma(vma)[0]:
             return
         self.steps.append(("anon", vma.start, vma.end))
         for other in (self.find(vma.end), self.prev(vma.start)):

@@ -1,8 +1,4 @@
-"""
-What stands behind a mapping that is not MAP_ANONYMOUS.
-
-/dev/zero is anonymous memory; real files are checked as Linux does and then refused.
-"""
+"""What stands behind a mapping that is not MAP_ANONYMOUS: a regular file, or /dev/zero."""
 
 from __future__ import annotations
 
@@ -59,6 +55,7 @@ LEGACY_MAP_MASK = (
 )  # fmt: skip
 MAX_LFS_FILESIZE = (1 << 63) - 1
 ULONG_MAX = (1 << 64) - 1
+F_SEAL_FUTURE_WRITE = 0x10
 ZERO = os.makedev(1, 5)
 # Character devices that no one can map: null, full, random, urandom, kmsg.
 UNMAPPABLE = {os.makedev(1, minor) for minor in (3, 7, 8, 9, 11)}
@@ -69,16 +66,26 @@ class Opened:
     """
     A file as mmap() sees it.
 
+    :ivar fd: open as long as the call runs.
     :ivar path: as /proc/PID/maps would show it.
+    :ivar key: (device, inode number).
     :ivar zero: whether it is /dev/zero.
     """
 
+    fd: int
     path: str
+    key: tuple[int, int]
     mode: int
     rdev: int
     readable: bool
     writable: bool
     noexec: bool
+    sealed: bool
+
+    @property
+    def regular(self) -> bool:
+        """Whether it is a regular file."""
+        return stat.S_ISREG(self.mode)
 
     @property
     def zero(self) -> bool:
@@ -102,6 +109,10 @@ class Opened:
                 fail(errno.EOPNOTSUPP, "a flag that MAP_SHARED_VALIDATE does not know")
             if prot & PROT_WRITE and not self.writable:
                 fail(errno.EACCES, "not opened for writing")
+            if self.sealed:
+                if prot & PROT_WRITE:
+                    fail(errno.EPERM, "sealed against writing")
+                vm_flags &= ~VM_MAYWRITE
             vm_flags |= VM_SHARED | VM_MAYSHARE
             if not self.writable:
                 vm_flags &= ~(VM_MAYWRITE | VM_SHARED)
@@ -118,7 +129,27 @@ class Opened:
             fail(errno.ENODEV, "it cannot be mapped")
         if vm_flags & VM_GROWSDOWN:
             fail(errno.EINVAL, "MAP_GROWSDOWN of a file")
+        if not self.regular and not self.zero:
+            fail(errno.EOPNOTSUPP, "neither a regular file nor /dev/zero")
         return vm_flags
+
+    @contextmanager
+    def frames(self, core: Any, flags: int) -> Iterator[Any]:
+        """
+        Give the frames of a regular file, which stay while the call runs.
+
+        :param core: of the address space that is to map it.
+        :param flags: MAP_* bits.
+        :raises OSError: EMFILE, no descriptor is left to keep it open by.
+        """
+        inode = core.inode(self.key, self.fd)
+        try:
+            shared = flags & MAP_TYPE in (MAP_SHARED, MAP_SHARED_VALIDATE)
+            inode.open(self.fd, shared and self.writable and not self.sealed)
+            yield inode
+        finally:
+            inode.users -= 1
+            inode.rest()
 
 
 @contextmanager
@@ -152,10 +183,22 @@ def _look(fd: int) -> Opened:
     access = status & os.O_ACCMODE
     noexec = bool(os.fstatvfs(fd).f_flag & os.ST_NOEXEC)
     return Opened(
+        fd,
         os.readlink(f"/proc/self/fd/{fd}"),  # noqa: PTH115
+        (what.st_dev, what.st_ino),
         what.st_mode,
         what.st_rdev,
         access in (os.O_RDONLY, os.O_RDWR),
         access in (os.O_WRONLY, os.O_RDWR),
         noexec,
+        _is_sealed(fd),
     )
+
+
+def _is_sealed(fd: int) -> bool:
+    """Whether a memfd takes no more writes (mm/memfd.c:memfd_check_seals_mmap())."""
+    try:
+        seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError:
+        return False                # no memfd
+    return bool(seals & (fcntl.F_SEAL_WRITE | F_SEAL_FUTURE_WRITE))

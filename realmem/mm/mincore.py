@@ -6,9 +6,9 @@ import errno
 from typing import TYPE_CHECKING
 
 from realmem.arguments import WORD, as_register
-from realmem.layout import MS_ASYNC, MS_INVALIDATE, MS_SYNC, PAGE_SIZE, TASK_SIZE
+from realmem.layout import MS_ASYNC, MS_INVALIDATE, MS_SYNC, PAGE_SHIFT, PAGE_SIZE, TASK_SIZE
 from realmem.mm.plan import fail
-from realmem.mm.vma import VM_LOCKED, page_align
+from realmem.mm.vma import VM_LOCKED, VM_SHARED, page_align
 
 if TYPE_CHECKING:
     from realmem.mm.address_space import MemoryMap
@@ -34,7 +34,10 @@ def mincore(mm: MemoryMap, addr: int, length: int) -> bytes:
             if vma.start > start:
                 break
             last = min(vma.end, end)
-            parts.append(mm.core.mincore(start, last))
+            shown = vma.inode is None or vma.object.shown
+            parts.append(
+                mm.core.mincore(start, last) if shown else b"\1" * ((last - start) >> PAGE_SHIFT)
+            )
             start = last
     if start < end:
         fail(errno.ENOMEM, "a hole in the range")
@@ -45,7 +48,10 @@ def msync(mm: MemoryMap, addr: int, length: int, flags: int) -> None:
     """
     Write a range back (mm/msync.c:sys_msync()); anonymous memory has nowhere to go.
 
-    :raises OSError: EINVAL; ENOMEM, a hole; EBUSY, MS_INVALIDATE of what is locked.
+    What others wrote to the files is seen by every call, so that MS_INVALIDATE has nothing to do.
+
+    :raises OSError: EINVAL; ENOMEM, a hole; EBUSY, MS_INVALIDATE of what is locked; what a write
+        to the file answers.
     """
     start, length = as_register(addr, "addr"), as_register(length, "length")
     flags = as_register(flags, "flags")
@@ -65,6 +71,11 @@ def msync(mm: MemoryMap, addr: int, length: int, flags: int) -> None:
                 break
         if flags & MS_INVALIDATE and vma.vm_flags_word & VM_LOCKED:
             fail(errno.EBUSY, "locked")
+        if flags & MS_SYNC and vma.inode is not None and vma.vm_flags_word & VM_SHARED:
+            number = vma.inode.write_back(*vma.pages_at(max(start, vma.start), min(end, vma.end)))
+            number = number or vma.inode.sync()
+            if number:
+                fail(number, vma.object.path)
         start = vma.end
     if hole or start < end:
         fail(errno.ENOMEM, "a hole in the range")

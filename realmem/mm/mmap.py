@@ -7,7 +7,7 @@ Compare mm/mmap.c:ksys_mmap_pgoff() => do_mmap(), mm/vma.c:mmap_region().
 from __future__ import annotations
 
 import errno
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from realmem.arguments import WORD, as_register
@@ -76,10 +76,10 @@ def mmap(
     mm: MemoryMap, addr: int | None, length: int, prot: int, flags: int, file: object, offset: int
 ) -> int:
     """
-    Map anonymous memory, private or shared.
+    Map anonymous memory or a file, private or shared.
 
     :return: the address.
-    :raises OSError: as Linux's; EOPNOTSUPP for real files.
+    :raises OSError: as Linux's; EOPNOTSUPP for devices other than /dev/zero.
     """
     hint = 0 if addr is None else as_register(addr, "addr")
     length = as_register(length, "length")
@@ -97,14 +97,24 @@ def mmap(
     with nullcontext() if anonymous else opened(file, flags, prot) as real:
         if flags & MAP_HUGETLB and not huge:
             fail(errno.EINVAL, "MAP_HUGETLB of a file that is not of huge pages")
-        call = _Mmap(mm, hint, length, prot, flags, real, offset >> PAGE_SHIFT, huge)
-        return mm.change(call)
+        with frames_of(real, mm, flags) as inode:
+            call = _Mmap(mm, hint, length, prot, flags, real, inode, offset >> PAGE_SHIFT, huge)
+            return mm.change(call)
+
+
+def frames_of(file: Opened | None, mm: MemoryMap, flags: int) -> AbstractContextManager[Any]:
+    """Give the frames of a regular file that is readable; None of what has none."""
+    if file is None or not file.regular or not file.readable:
+        return nullcontext()
+    return file.frames(mm.core, flags)
 
 
 class _Mmap:
     """One call: its arguments, and its planner."""
 
-    __slots__ = ("file", "flags", "hint", "huge", "length", "mm", "pgoff", "prot", "shmem")
+    __slots__ = (
+        "backing", "file", "flags", "hint", "huge", "inode", "length", "mm", "pgoff", "prot",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -114,6 +124,7 @@ class _Mmap:
         prot: int,
         flags: int,
         file: Opened | None,
+        inode: Any,
         pgoff: int,
         huge: int,
     ) -> None:
@@ -123,9 +134,10 @@ class _Mmap:
         self.prot = prot
         self.flags = flags
         self.file = file
+        self.inode = inode
         self.pgoff = pgoff
         self.huge = huge
-        self.shmem: Any = None
+        self.backing: Any = None
 
     def __call__(self, plan: Plan) -> int:
         """Plan it (do_mmap())."""
@@ -161,8 +173,8 @@ class _Mmap:
             fail(errno.EAGAIN, "RLIMIT_MEMLOCK")
         if file is not None:
             vm_flags = file.check(flags, self.prot, vm_flags, length, self.pgoff)
-            if not file.zero or (vm_flags & VM_SHARED and self.pgoff):
-                fail(errno.EOPNOTSUPP, "mappings of files are not there yet")
+            if file.zero and vm_flags & VM_SHARED and self.pgoff:
+                fail(errno.EOPNOTSUPP, "shared mappings of /dev/zero begin at 0")
         else:
             vm_flags = _anonymous(flags, vm_flags)
         if flags & MAP_NORESERVE and mm.settings.overcommit_memory != OVERCOMMIT_NEVER:
@@ -182,7 +194,6 @@ class _Mmap:
             # hugetlb_reserve_pages() finds none when what was there has already gone.
             plan.remove(found)
             fail(errno.ENOMEM, "no huge pages are reserved")
-        shared = bool(vm_flags & VM_SHARED)
         charge = pages - found.nr_accounted if is_accountable(vm_flags) else 0
         try:
             if not may_expand(plan, vm_flags, pages - found.nr_pages):
@@ -194,19 +205,8 @@ class _Mmap:
             plan.abandon(found)
             raise
         plan.remove(found, uncharge=not is_accountable(vm_flags))
-        backing: Any = None
-        if shared:
-            backing = self._shared_object(pages, vm_flags)
-        elif self.file is not None:
-            backing = FileRef(self.file.path)
-        pgoff = self.pgoff if backing is not None and not shared else None
-        vma = Vma(
-            addr,
-            addr + length,
-            vm_flags | VM_SOFTDIRTY,
-            0 if shared else pgoff,
-            backing,
-        )
+        backing, pgoff = self._behind(pages, vm_flags)
+        vma = Vma(addr, addr + length, vm_flags | VM_SOFTDIRTY, pgoff, backing)
         # What cannot be locked loses the flag once it is there: no neighbour has it by then.
         unlocked = bool(vm_flags & VM_LOCKED and vm_flags & (VM_SPECIAL | VM_DROPPABLE))
         if unlocked:
@@ -216,11 +216,18 @@ class _Mmap:
         plan.account(vm_flags, pages)
         plan.insert(vma, left=not unlocked, right=not unlocked)
 
-    def _shared_object(self, pages: int, vm_flags: int) -> Any:
-        """Give the object behind shared memory; the same when planned again."""
-        if self.shmem is None:
-            self.shmem = self.mm.core.shmem_create(pages, bool(vm_flags & VM_NORESERVE))
-        return self.shmem
+    def _behind(self, pages: int, vm_flags: int) -> tuple[Any, int | None]:
+        """Give what is mapped, the same when planned again, and from which page on."""
+        if self.inode is None and vm_flags & VM_SHARED:
+            if self.backing is None:
+                self.backing = self.mm.core.shmem_create(pages, bool(vm_flags & VM_NORESERVE))
+            return self.backing, 0
+        if self.file is None:
+            return None, None
+        if self.backing is None:
+            shown = self.file.writable or self.mm.capable("CAP_FOWNER")
+            self.backing = FileRef(self.file.path, self.inode, shown)
+        return self.backing, self.pgoff
 
     def _huge_area(self, plan: Plan, addr: int, length: int, flags: int) -> int:
         """Compare fs/hugetlbfs/inode.c:hugetlb_get_unmapped_area()."""

@@ -101,7 +101,7 @@ def _move_all(plan: Plan, whole: Remap) -> int:
 
 def _many_may_move(vma: Vma) -> bool:
     """Whether MREMAP_FIXED surely gives the place asked for (vma_multi_allowed())."""
-    return not isinstance(vma.object, FileRef)
+    return vma.inode is not None or not isinstance(vma.object, FileRef)
 
 
 @dataclass(slots=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from realmem.layout import (
@@ -98,10 +100,16 @@ class FileRef:
     """
     An opened file behind a mapping; equal to none but itself, as a struct file is.
 
-    :ivar path: as /proc/PID/maps shows it.
+    :ivar path: as /proc/PID/maps showed it when it was opened.
+    :ivar inode: the file's frames; None for /dev/zero, which has none.
+    :ivar shown: whether mincore() may tell who maps it what of it is in memory.
+    :ivar number: of this opening; the kernel side knows it by that.
     """
 
     path: str
+    inode: Any = None
+    shown: bool = True
+    number: int = field(default_factory=partial(next, itertools.count(1)))
 
     __eq__ = object.__eq__
     __hash__ = object.__hash__
@@ -117,7 +125,7 @@ class Vma:
     :ivar vm_flags_word: VM_* bits.
     :ivar pgoff: Linux's vm_pgoff, in pages: of private anonymous memory its first page's number
         when it was made, of shared memory the page within its object.
-    :ivar object: None; the object of shared anonymous memory; or a FileRef.
+    :ivar object: None; the object of shared anonymous memory; or a FileRef, a file's.
     :ivar policy: memory policy of its own, or None.
     :ivar name: set by prctl, or None.
     """
@@ -171,7 +179,19 @@ class Vma:
     @property
     def private_anon(self) -> bool:
         """Whether its faults find zero pages of its own (mm/util.c:vma_is_anonymous())."""
-        return self.object is None or isinstance(self.object, FileRef)
+        return self.object is None or (
+            isinstance(self.object, FileRef) and self.object.inode is None
+        )
+
+    @property
+    def inode(self) -> Any:
+        """The frames of the file that it maps, or None."""
+        return self.object.inode if isinstance(self.object, FileRef) else None
+
+    def pages_at(self, start: int, end: int) -> tuple[int, int]:
+        """Give the first and the last page within the object of a part of it."""
+        first = self.pgoff + ((start - self.start) >> PAGE_SHIFT)
+        return first, first + ((end - start) >> PAGE_SHIFT) - 1
 
     # ---- what users see ----
 

@@ -42,7 +42,6 @@ def test_descriptors(p, tmp_path):
         refused(errno.EINVAL, p.mmap, None, P, RW, MAP_PRIVATE | MAP_HUGETLB, file)
         refused(errno.EINVAL, p.mmap, None, P, RW, MAP_PRIVATE | MAP_GROWSDOWN, file)
         refused(errno.EINVAL, p.mmap, None, P, RW, 0, file)
-        refused(errno.EOPNOTSUPP, p.mmap, None, P, RW, MAP_PRIVATE, file)
     refused(errno.ENOENT, p.mmap, None, P, RW, MAP_PRIVATE, tmp_path / "none")
     refused(errno.ENODEV, p.mmap, None, P, PROT_READ, MAP_PRIVATE, tmp_path)
     refused(errno.ENODEV, p.mmap, None, P, RW, MAP_PRIVATE, "/dev/null")

@@ -12,7 +12,7 @@ from whole_process import Run, run_child
 
 # These run by userfaultfd as well, where the host has it.
 BOTH = {"test_raw_access", "test_cow", "test_guard", "test_storm", "test_big_storm",
-        "test_signals", "test_thread_ends", "test_donation_storm"}
+        "test_signals", "test_thread_ends", "test_donation_storm", "test_file_storm"}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -258,7 +258,8 @@ cdef class MachineCore:
     def frame_stat(self, int nid):
         """
         Count a node's frames by use, in pages: a dict of anon, anon_huge (of
-        anon), shmem, mapped (of shmem), mlocked, table (page tables), slab and slab_reclaimable.
+        anon), shmem, file, dirty (of file), mapped (of shmem and file), mlocked (of
+        anon and shmem), mlocked_file, table (page tables), slab and slab_reclaimable.
 
         It walks the node's struct pages: about a nanosecond a frame in use.
         """
@@ -268,8 +269,9 @@ cdef class MachineCore:
             raise ValueError(f"no node {nid}")
         count_frames(self.m, nid, &found)
         return {"anon": found.anon, "anon_huge": found.anon_huge, "shmem": found.shmem,
-                "mapped": found.mapped,
-                "mlocked": found.mlocked, "table": found.table, "slab": found.slab,
+                "file": found.file, "dirty": found.dirty, "mapped": found.mapped,
+                "mlocked": found.mlocked, "mlocked_file": found.mlocked_file,
+                "table": found.table, "slab": found.slab,
                 "slab_reclaimable": found.slab_reclaimable}
 
     def zone_info(self, int index):

@@ -2,14 +2,16 @@
 """Address spaces: changes of VMAs, page tables, what is asked of pages."""
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.errno cimport EAGAIN
+from libc.errno cimport EAGAIN, ESRCH
 from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 from realmem._core.faults cimport check_owner
+from realmem._core.files cimport Inode
 from realmem._core.mmu cimport Mmu, Shmem
 from realmem._core.soft_mmu cimport SoftMmu
 from realmem._kernel.access cimport mm_touch
+from realmem._kernel.address_space cimport TAKE_OBJECT, mapping_drop, mapping_put
 from realmem._kernel.commit cimport (
     STEP_ANON, STEP_LOCK, STEP_MOVE, STEP_PROTECT, STEP_UNLOCK, STEP_VMAS, STEP_ZAP, mm_commit,
     mm_step, new_vma,
@@ -20,12 +22,11 @@ from realmem._kernel.madvise cimport (
     ADVISE_NUMA_HINT, ADVISE_OLD, ADVISE_OLD_ANON, ADVISE_OLD_FILE, ADVISE_SOFT_CLEAN, mm_advise,
 )
 from realmem._kernel.mm_stat cimport mm_mincore, mm_pagemap, mm_range_stat, range_stat
-from realmem._kernel.mm_types cimport TASK_SIZE, mm_core, shmem
+from realmem._kernel.mm_types cimport TASK_SIZE, address_space, mm_core
 from realmem._kernel.mmap cimport (
     mm_clear_soft_dirty, mm_flush, mm_fork, mm_growth_seen, mm_object_get, mm_run_on, mm_stacks,
     mm_vma_info, mm_walk,
 )
-from realmem._kernel.shmem cimport shmem_punch, shmem_put
 from realmem.types cimport PAGE_SHIFT
 
 from collections import namedtuple
@@ -46,7 +47,7 @@ LIMITS = {"AS": 0, "DATA": 1, "STACK": 2, "MEMLOCK": 3}
 Smaps = namedtuple("Smaps", (
     "rss", "pss", "pss_dirty", "shared_clean", "shared_dirty", "private_clean",
     "private_dirty", "referenced", "anonymous", "lazyfree", "anon_huge", "shmem_huge",
-    "file_huge", "swap", "swap_pss", "locked"))
+    "file_huge", "swap", "swap_pss", "locked", "pss_anon", "pss_file", "pss_shmem"))
 
 
 @cython.no_gc_clear
@@ -233,6 +234,27 @@ cdef class AddressSpace(SoftMmu):
         return Shmem(self.mmu, pages, noreserve, self.mm.core.may_reserve != 0,
                      self.mm.core.total_vm)
 
+    def inode(self, tuple key, int fd):
+        """
+        Give the frames of a file, which all address spaces of a machine share.
+
+        The caller is one of its ``users`` from now on.
+
+        :param key: (device, inode number).
+        :param fd: opened for reading.
+        :raises OSError: ENOMEM; EMFILE; ENODEV.
+        """
+        cdef Inode found
+        self.alive()
+        found = self.mmu.inodes.get(key)
+        if found is None:
+            new = Inode(self.mmu, key, fd)
+            found = self.mmu.inodes.setdefault(key, new)
+            if found is not new:
+                (<Inode>new).detach()
+        found.users += 1
+        return found
+
     # ---- pages ----
 
     def populate(self, uint64_t start, uint64_t end, bint write):
@@ -263,15 +285,15 @@ cdef class AddressSpace(SoftMmu):
         """
         cdef int rc
         cdef int advice
-        cdef shmem* object
+        cdef address_space* object
         cdef uint64_t first = 0, last = 0
         self.alive()
         if what == "remove":
             object = mm_object_get(self.mm, self.id, start, end, &first, &last)
             if object != NULL:
                 with nogil:
-                    shmem_punch(object, first, last)
-                    shmem_put(object)
+                    mapping_drop(object, first, last, TAKE_OBJECT)
+                    mapping_put(object)
             return
         advice = ADVICE[what]
         with nogil:
@@ -329,12 +351,12 @@ cdef class AddressSpace(SoftMmu):
         return self.check_rc(rc)
 
     def smaps(self, uint64_t start, uint64_t end):
-        """Count the pages of a range for smaps; pss, pss_dirty and locked are in bytes."""
+        """Count the pages of a range for smaps; pss and its kin, and locked, are in bytes."""
         cdef range_stat s
         self.count_range(start, end, &s)
         return Smaps(s.rss, s.pss, s.pss_dirty, s.shared_clean, s.shared_dirty,
                      s.private_clean, s.private_dirty, s.referenced, s.anonymous, s.lazyfree,
-                     s.huge, 0, 0, 0, 0, s.pss_locked)
+                     s.huge, 0, 0, 0, 0, s.pss_locked, s.pss_anon, s.pss_file, s.pss_shmem)
 
     def numa(self, uint64_t start, uint64_t end):
         """Count the pages of a range: (anon, dirty, mapmax, active, pages by node, huge)."""
@@ -416,7 +438,7 @@ cdef class AddressSpace(SoftMmu):
     def rss(self):
         """Resident pages: (file, anon, swap, shmem)."""
         self.alive()
-        return 0, self.mm.core.anon_rss, 0, self.mm.core.shmem_rss
+        return self.mm.core.file_rss, self.mm.core.anon_rss, 0, self.mm.core.shmem_rss
 
     @property
     def hiwater(self):
@@ -424,7 +446,8 @@ cdef class AddressSpace(SoftMmu):
         cdef mm_core* core
         self.alive()
         core = self.mm.core
-        return max(core.hiwater_rss, core.anon_rss + core.shmem_rss), core.hiwater_vm
+        return max(core.hiwater_rss,
+                   core.anon_rss + core.file_rss + core.shmem_rss), core.hiwater_vm
 
     def reset_hiwater(self):
         """Begin VmHWM anew (clear_refs 5)."""
@@ -453,9 +476,16 @@ cdef int put_vma(new_vma* to, vma, source, list objects) except -1:
     to.has_source = source is not None and source != -1
     to.source = source if to.has_source else 0
     to.object = NULL
+    to.file = 0
     behind = vma.object
     if isinstance(behind, Shmem):
         to.object = (<Shmem>behind).object
         if (<Shmem>behind).owned:
             objects.append(behind)
+    elif behind is not None:
+        to.file = behind.number
+        if behind.inode is not None:
+            to.object = (<Inode?>behind.inode).object
+            if to.object == NULL:
+                raise ProcessLookupError(ESRCH, "the file was unmapped meanwhile")
     return 0

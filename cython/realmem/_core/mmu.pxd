@@ -2,21 +2,23 @@
 from libc.stdint cimport uint64_t
 
 from realmem._core.machine cimport MachineCore
-from realmem._kernel.mm_types cimport mmu as mmu_struct, shmem
+from realmem._kernel.mm_types cimport address_space, mmu as mmu_struct
 
 cdef class Mmu:
     cdef mmu_struct u
     cdef readonly MachineCore core
     cdef dict shmems            # Shmem that no VMA maps yet, weakly, by inode
+    cdef readonly dict inodes   # files that have frames, by (device, inode)
     cdef bint verify            # compare what changes come to with what was planned
     cdef readonly double clock_s    # monotonic seconds, when it was
     cdef uint64_t clock_cycles      # ... so many cycles
 
     cdef bint is_ours(self)
+    cdef int look_at_files(self) except -1
 
 
 cdef class Shmem:
-    cdef shmem* object
+    cdef address_space* object
     cdef bint owned                 # until VMAs map it
     cdef readonly Mmu mmu
     cdef readonly uint64_t size     # pages

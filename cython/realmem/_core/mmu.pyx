@@ -5,12 +5,13 @@ from libc.errno cimport ENOMEM
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from realmem._core.machine cimport MachineCore
+from realmem._kernel.address_space cimport mapping_put
 from realmem._kernel.arch_x86_64 cimport cycles
 from realmem._kernel.fault_cost cimport fault_costs_free
 from realmem._kernel.mmap cimport mm_maps
 from realmem._kernel.pgtable cimport mmu_exit, mmu_init
 from realmem._kernel.rmap cimport rmap_place, rmap_places
-from realmem._kernel.shmem cimport shmem_create, shmem_put
+from realmem._kernel.shmem cimport shmem_create
 from realmem._kernel.uffd cimport uffd_open
 from realmem.types cimport PAGE_SHIFT, pfn_to_page
 
@@ -65,6 +66,7 @@ cdef class Mmu:
             self.u.fd_phys[nid] = core.m.nodes[nid].start_pfn << PAGE_SHIFT
         self.u.nr_fds = core.m.nr_nodes
         self.shmems = {}
+        self.inodes = {}
         for nid in range(core.m.nr_zones):
             self.u.total_pages += core.m.zones[nid].managed_pages
         self.u.commit_limit = self.u.total_pages >> 1
@@ -108,6 +110,9 @@ cdef class Mmu:
             object = reference()
             if object is not None:
                 (<Shmem>object).drop()
+        for inode in list(self.inodes.values()):
+            inode.close()
+        self.inodes.clear()
         if self.u.ready:
             mmu_exit(&self.u)
 
@@ -125,6 +130,17 @@ cdef class Mmu:
             return False
         return True
 
+    def rest_files(self):
+        """Let go of files that are mapped no more."""
+        for inode in tuple(self.inodes.values()):
+            inode.rest()
+
+    # Files that somebody else may have written to, before anything is asked of their frames.
+    cdef int look_at_files(self) except -1:
+        for inode in tuple(self.inodes.values()):
+            inode.look()
+        return 0
+
     @property
     def committed(self):
         """Pages promised (Committed_AS)."""
@@ -140,6 +156,11 @@ cdef class Mmu:
         """(Shmem, AnonPages, Mapped, Mlocked) in pages."""
         return (self.u.nr_shmem, self.u.nr_anon_mapped, self.u.nr_file_mapped,
                 self.u.nr_mlock)
+
+    @property
+    def file_events(self):
+        """KiB read from files and written to them, by their names in /proc/vmstat."""
+        return {"pgpgin": self.u.pgpgin, "pgpgout": self.u.pgpgout}
 
     def set_overcommit(self, int mode, int64_t limit_pages, int64_t admin_reserve,
                        int64_t user_reserve):
@@ -251,4 +272,4 @@ cdef class Shmem:
             if self.mmu is not None:
                 self.mmu.shmems.pop(self.inode, None)
                 if self.mmu.is_ours():
-                    shmem_put(self.object)
+                    mapping_put(self.object)

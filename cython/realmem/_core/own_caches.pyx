@@ -9,7 +9,7 @@ from realmem._kernel.kernel_caches cimport (
     TASK_STRUCT, VM_AREA_STRUCT, VMAP_AREA, anon_vma_ctor, dedicated_cache,
 )
 from realmem._kernel.mm_types cimport (
-    anon_vma, anon_vma_chain, mm_core, radix_node, shmem, task_struct, vm_area_struct,
+    address_space, anon_vma, anon_vma_chain, mm_core, radix_node, task_struct, vm_area_struct,
     vmap_area,
 )
 from realmem._kernel.slab_cache cimport shrink_cache
@@ -24,7 +24,7 @@ SIZES = {
     TASK_STRUCT: sizeof(task_struct), MM_STRUCT: sizeof(mm_core),
     VM_AREA_STRUCT: sizeof(vm_area_struct), VMAP_AREA: sizeof(vmap_area),
     ANON_VMA: sizeof(anon_vma), ANON_VMA_CHAIN: sizeof(anon_vma_chain),
-    SHMEM_INODE: sizeof(shmem), RADIX_TREE_NODE: sizeof(radix_node),
+    SHMEM_INODE: sizeof(address_space), RADIX_TREE_NODE: sizeof(radix_node),
 }
 # Where the allocator may write into a free object that keeps its state.
 FREE_POINTERS = {VM_AREA_STRUCT: <uint64_t>&(<vm_area_struct*>0).vm_next}

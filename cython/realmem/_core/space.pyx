@@ -76,6 +76,8 @@ cdef class Space:
             raise ProcessLookupError(ESRCH, f"process {self.pid} has exited")
         if self.mmu.core.atomic_contexts and get_cpu_area(self.mmu.core.m).atomic_depth > 0:
             raise AtomicContextError("system calls may sleep: not inside atomic_context()")
+        if self.mmu.inodes:
+            self.mmu.look_at_files()
         return 0
 
     def check_alive(self):

@@ -2,7 +2,7 @@
 # section under mm.lock, to its end or not at all.
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
-from realmem._kernel.mm_types cimport mm_struct, shmem
+from realmem._kernel.mm_types cimport address_space, mm_struct
 
 cdef enum:
     STEP_VMAS = 0               # VMAs that begin in [start, end) become `count` others
@@ -29,7 +29,8 @@ cdef struct new_vma:
     uint64_t source             # start of the VMA whose anon_vma it takes or shares
     int32_t has_source
     int32_t policy
-    shmem* object
+    address_space* object
+    uint64_t file               # the opened file's number; 0: none
 
 # Run a log that was planned when mm.generation was `generation`.
 # charge: pages that overcommit has to allow; what the VMAs come to is booked at the end.

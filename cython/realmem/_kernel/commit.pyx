@@ -6,6 +6,7 @@ from libc.errno cimport EAGAIN, ENOMEM, ESRCH
 from libc.stdint cimport int64_t, uint64_t
 
 from realmem._kernel.account cimport vm_stat_account
+from realmem._kernel.address_space cimport mapping_get, mapping_put
 from realmem._kernel.huge cimport move_huge_locked
 from realmem._kernel.mm_lock cimport lock_task, unlock_task
 from realmem._kernel.mm_run cimport free_tables_locked
@@ -21,8 +22,10 @@ from realmem._kernel.pgtable cimport (
     set_pte_locked, split_huge_locked, tables_reserve_locked, tables_unreserve_locked,
 )
 from realmem._kernel.quicklist cimport quicklist_trim
-from realmem._kernel.rmap cimport anon_vma_free, anon_vma_prepare, rmap_link, rmap_unlink
-from realmem._kernel.shmem cimport shmem_get, shmem_put, vm_enough_memory
+from realmem._kernel.rmap cimport (
+    anon_vma_free, anon_vma_prepare, rmap_link, rmap_relink_begins, rmap_relink_ends, rmap_unlink,
+)
+from realmem._kernel.shmem cimport vm_enough_memory
 from realmem._kernel.tlb cimport tlb_flush_locked, tlb_protect_locked
 from realmem._kernel.vmaindex cimport (
     VMA_INDEX_CAPACITY, vm_area_alloc, vm_area_free_list, vma_at, vma_erase, vma_find, vma_first,
@@ -30,7 +33,7 @@ from realmem._kernel.vmaindex cimport (
 )
 from realmem._kernel.zap cimport mlock_range_locked, page_mapcount, zap_range_locked
 from realmem.compiler cimport BUG, SEQ_CST, atomic64_add_return
-from realmem.types cimport PAGE_SHIFT, PG_anon, page, pfn_to_page
+from realmem.types cimport PAGE_SHIFT, PG_anon, PG_file, page, pfn_to_page
 
 cdef enum:
     PMD_SIZE = 1 << PMD_SHIFT
@@ -136,7 +139,7 @@ cdef void run_step(transaction* t, const mm_step* step, const new_vma* vmas) noe
     if step.what == STEP_VMAS:
         replace_vmas(t, step, vmas)
     elif step.what == STEP_ZAP:
-        zap_range_locked(mm, step.start, step.end, NULL, True)
+        zap_range_locked(mm, step.start, step.end, True)
         free_tables_locked(mm, step.start, step.end)
     elif step.what == STEP_PROTECT:
         change_protection(mm, step.start, step.end)
@@ -162,6 +165,7 @@ cdef void replace_vmas(transaction* t, const mm_step* step, const new_vma* vmas)
     cdef vma_cursor cursor
     cdef vma_slot* slot
     cdef int64_t i
+    rmap_relink_begins(mm.mmu)
     while True:
         slot = vma_first(&mm.vmas, step.start, &cursor)
         if slot != NULL and slot.start < step.start:
@@ -189,6 +193,7 @@ cdef void replace_vmas(transaction* t, const mm_step* step, const new_vma* vmas)
                 BUG("a change needs more VMAs than it was given")
             t.spare = vma.vm_next
         enter(t, vma, vmas + i, source)
+    rmap_relink_ends(mm.mmu)
     while old != NULL:
         vma = old
         old = vma.vm_next
@@ -223,9 +228,9 @@ cdef void enter(transaction* t, vm_area_struct* vma, const new_vma* new,
     cdef mm_struct* mm = t.mm
     if vma.vm_object != new.object:
         if new.object != NULL:
-            shmem_get(new.object)
+            mapping_get(new.object)
         if vma.vm_object != NULL:
-            shmem_put(vma.vm_object)
+            mapping_put(vma.vm_object)
         vma.vm_object = new.object
     if source != NULL and vma.anon_vma == NULL:
         vma.anon_vma = source.anon_vma
@@ -236,6 +241,7 @@ cdef void enter(transaction* t, vm_area_struct* vma, const new_vma* new,
     vma.vm_flags = new.flags
     vma.vm_pgoff = new.pgoff
     vma.policy = new.policy
+    vma.file = new.file
     vma.vm_mm = mm
     vma.vm_next = NULL
     vma_insert(&mm.vmas, vma)
@@ -257,7 +263,7 @@ cdef void free_gone(transaction* t) noexcept nogil:
     cdef vm_area_struct* vma = t.gone
     while vma != NULL:
         if vma.vm_object != NULL:
-            shmem_put(vma.vm_object)
+            mapping_put(vma.vm_object)
         vma = vma.vm_next
     vm_area_free_list(t.mm.mmu.m, t.gone)
     anon_vma_free(t.mm.mmu, t.dead)
@@ -294,6 +300,7 @@ cdef inline uint64_t with_rights(mm_struct* mm, const vm_area_struct* vma,
                                  uint64_t entry) noexcept nogil:
     cdef uint64_t flags = vma.vm_flags
     cdef page* p
+    cdef bint opens
     entry &= ~<uint64_t>(PTE_PRESENT | PTE_PROTNONE | <uint64_t>PTE_NX)
     entry |= PTE_PRESENT if flags & VM_ACCESS else PTE_PROTNONE
     if not flags & VM_EXEC:
@@ -303,8 +310,13 @@ cdef inline uint64_t with_rights(mm_struct* mm, const vm_area_struct* vma,
     if entry & PTE_DIRTY and not entry & PTE_SPECIAL:
         # A store would only be told that it may.
         p = pfn_to_page(mm.mmu.m, pte_pfn(entry))
-        if flags & VM_SHARED or (p.flags & (1 << PG_anon) and page_mapcount(p) == 1
-                                 and p.counts.c.refcount == 1):
+        # A file's page asks at the next store: it may have been written back.
+        if flags & VM_SHARED:
+            opens = not vma.vm_object.is_file
+        else:
+            opens = (p.flags & (1 << PG_anon) and page_mapcount(p) == 1
+                     and p.counts.c.refcount == 1)
+        if opens:
             entry |= PTE_RW
     return entry
 
@@ -334,6 +346,9 @@ cdef void move_page_tables(mm_struct* mm, uint64_t old, uint64_t new,
         clear_pte_locked(mm, pte)
         if pte_present(entry):
             entry = pte_with_host(entry, HOST_NONE) | PTE_SOFT_DIRTY
+            # Who writes a file's page back may be looking for it where it was.
+            if pfn_to_page(mm.mmu.m, pte_pfn(entry)).flags & (1 << PG_file):
+                entry &= ~<uint64_t>(PTE_RW | PTE_DIRTY)
         set_pte_locked(mm, to, entry)
         pte = pte_next(&c)
     free_tables_locked(mm, old, old + length)

@@ -5,7 +5,7 @@
 #   store -> SIGSEGV -> sigsegv.pyx -> handle_mm_fault_locked()
 #     no VMA                      -> a stack above may grow; else FAULT_MAPERR
 #     not so                      -> FAULT_ACCERR
-#     entry empty, of an object   -> its frame, found or made   do_shared_fault
+#     entry empty, of an object   -> its frame, found, made or read, or a copy   do_fault
 #     entry empty, read           -> the zero page, read-only
 #     entry empty, write          -> a zeroed frame             do_anonymous_page
 #     entry read-only, write      -> sole owner: opened as it is;
@@ -21,16 +21,18 @@ from realmem._kernel.cow_block cimport cow_block_fault
 from realmem._kernel.donate cimport donate_copy_locked
 from realmem._kernel.expand cimport expand_stack_locked
 from realmem._kernel.fault_cost cimport fault_account
+from realmem._kernel.filemap cimport filemap_get_page, filemap_mkwrite
 from realmem._kernel.mempolicy cimport policy_node, vma_alloc_pages
 from realmem._kernel.mm_run cimport mm_run_locked
 from realmem._kernel.mm_types cimport (
     FAULT_ACCERR, FAULT_HOST, FAULT_MAPERR, FAULT_OK, FAULT_OOM, FAULT_WRITE, HOST_NONE,
     HOST_READ, HOST_WRITE, PTE_ACCESSED, PTE_DIRTY, PTE_PFN_MASK, PTE_PRESENT, PTE_PROTNONE,
     PTE_RW, PTE_SOFT_DIRTY, PTE_SPECIAL, TASK_SIZE, VM_ACCESS, VM_LOCKED, VM_SHARED, VM_WRITE,
-    is_kernel_mm, linear_page_index, mm_struct, mmu, pte_host, pte_pfn, pte_present,
+    address_space, is_kernel_mm, linear_page_index, mm_struct, mmu, pte_host, pte_pfn, pte_present,
     vm_area_struct, vma_slot,
 )
 from realmem._kernel.page_alloc cimport alloc_run_pages
+from realmem._kernel.page_free cimport put_page
 from realmem._kernel.percpu cimport count_vm_event, this_node
 from realmem._kernel.folio cimport (
     anon_folio_fault, folios_wanted, huge_zero_fault, huge_zero_wp, make_entry,
@@ -54,7 +56,8 @@ from realmem._kernel.zap cimport (
 )
 from realmem.compiler cimport SEQ_CST, atomic64_add_return, likely, load64, unlikely
 from realmem.types cimport (
-    GFP_HIGHUSER_MOVABLE, HOST_SPURIOUS, HPAGE_PMD_ORDER, PAGE_SHIFT, PAGE_SIZE, PGFAULT, PGREUSE,
+    GFP_HIGHUSER_MOVABLE, HOST_SPURIOUS, HPAGE_PMD_ORDER, PAGE_SHIFT, PAGE_SIZE, PGFAULT,
+    PGMAJFAULT, PGREUSE,
     PG_anon, PG_anon_exclusive, machine, page, page_address,
     page_counts, page_run, page_to_pfn, page_zone, pfn_to_page,
 )
@@ -107,15 +110,14 @@ cdef inline int handle_pte_fault(vm_fault* f) noexcept nogil:
         entry = do_numa_page(f)
     if entry == 0:
         if f.vma.vm_object != NULL:
-            rc = do_shared_fault(f)
+            rc = do_fault(f)
         else:
             rc = do_anonymous_page(f)
     elif unlikely(not pte_present(entry)):
         rc = FAULT_MAPERR                       # a guard region
     elif f.access == FAULT_WRITE and not entry & PTE_RW:
         if f.vma.vm_flags & VM_SHARED:
-            kind_known(f, KIND_REUSE)
-            rc = install(f, entry | WRITTEN | PTE_ACCESSED, HOST_WRITE)
+            rc = wp_page_shared(f)
         else:
             rc = do_wp_page(f)
     else:
@@ -123,7 +125,11 @@ cdef inline int handle_pte_fault(vm_fault* f) noexcept nogil:
     # mm/memory.c:mm_account_fault(): what failed is no fault of the task's.
     count_vm_event(f.mm.mmu.m, PGFAULT, rc != FAULT_OOM)
     if likely(rc == FAULT_OK or rc == FAULT_HOST):
-        f.mm.core.owner.min_flt += 1
+        if unlikely(f.major):
+            count_vm_event(f.mm.mmu.m, PGMAJFAULT, 1)
+            f.mm.core.owner.maj_flt += 1
+        else:
+            f.mm.core.owner.min_flt += 1
     return rc
 
 
@@ -304,13 +310,15 @@ cdef int do_wp_page(vm_fault* f) noexcept nogil:
         count_vm_event(m, PGREUSE, 1)
         kind_known(f, KIND_REUSE)
         return install(f, entry | WRITTEN | PTE_ACCESSED, HOST_WRITE)
-    if not zero and unlikely(folios_wanted(f.mm, f.vma) != 0) and cow_block_fault(f) == 0:
+    if (unlikely(folios_wanted(f.mm, f.vma) != 0) and not zero and old.flags & (1 << PG_anon)
+            and cow_block_fault(f) == 0):
         return FAULT_OK
     kind_known(f, KIND_ANON if zero else KIND_COW)
     new = new_anon_page(f, NULL if zero else old)
     if new == NULL:
         return FAULT_OOM
-    if not zero and donate_copy_locked(f.mm, f.vma, f.pte, old, new):
+    if not zero and old.flags & (1 << PG_anon) and donate_copy_locked(
+            f.mm, f.vma, f.pte, old, new):
         return install(f, entry | WRITTEN | PTE_ACCESSED, HOST_WRITE)
     rc = install(f, make_entry(f.vma, page_to_pfn(m, new)) | WRITTEN, HOST_WRITE)
     if not zero:
@@ -357,30 +365,80 @@ cdef int unshare_page_locked(mm_struct* mm, uint64_t addr, uint64_t* pte) noexce
 
 # ---- shared memory ----------------------------------------------------------
 
-# Mirrors: mm/memory.c:do_read_fault(), do_shared_fault().
-cdef int do_shared_fault(vm_fault* f) noexcept nogil:
+# Mirrors: mm/memory.c:do_fault() => do_read_fault(), do_cow_fault(), do_shared_fault().
+cdef int do_fault(vm_fault* f) noexcept nogil:
     cdef mm_struct* mm = f.mm
     cdef vm_area_struct* vma = f.vma
+    cdef bint copies = f.access == FAULT_WRITE and not vma.vm_flags & VM_SHARED
     cdef uint64_t entry
     cdef int rc = FAULT_OK
     cdef page* p
-    kind_known(f, KIND_SHARED)
+    kind_known(f, KIND_COW if copies else KIND_SHARED)
     if f.access != FAULT_WRITE and mm.mmu.fault_around > PAGE_SIZE:
-        fault_around(mm, vma, f.address, f.pte)
+        fault_around(f)
         if f.pte[0] != 0:
             return install(f, f.pte[0] | PTE_ACCESSED, HOST_READ)
-    p = shmem_get_page(vma.vm_object, linear_page_index(vma, f.address),
-                       policy_node(mm, vma, f.address, NULL), True, &rc)
+    p = object_page(f, vma.vm_object, linear_page_index(vma, f.address), True, &rc)
     if p == NULL:
         return rc
+    if copies:
+        rc = do_cow_fault(f, p)
+        put_page(mm.mmu.m, p)
+        return rc
+    if f.access == FAULT_WRITE and vma.vm_object.is_file:
+        rc = filemap_mkwrite(vma.vm_object, p)
+        if rc != FAULT_OK:
+            put_page(mm.mmu.m, p)
+            return rc
+    if mm.mmu.fault_around > PAGE_SIZE and f.major:
+        # What was read with it is mapped with it.
+        fault_around(f)
+        if f.pte[0] != 0:
+            put_page(mm.mmu.m, p)
+            entry = f.pte[0] | PTE_ACCESSED
+            return install(f, entry | WRITTEN, HOST_WRITE) if f.access == FAULT_WRITE else (
+                install(f, entry, HOST_READ))
     part_done(f, PART_ALLOC)
     map_shared(mm, vma, p)
-    # Nothing is written back: what may be written is writable from the first access on.
-    entry = make_entry(vma, page_to_pfn(mm.mmu.m, p)) | (
-        PTE_RW if vma.vm_flags & VM_WRITE else 0)
+    entry = make_entry(vma, page_to_pfn(mm.mmu.m, p)) | first_rights(vma)
     if f.access == FAULT_WRITE:
         return install(f, entry | WRITTEN, HOST_WRITE)
     return install(f, entry, HOST_READ)
+
+
+# Shared anonymous memory is never written back: what may be written is writable from the first
+# access on.  The first store to a file's page is to be noticed.
+cdef inline uint64_t first_rights(const vm_area_struct* vma) noexcept nogil:
+    return PTE_RW if vma.vm_flags & VM_WRITE and not vma.vm_object.is_file else 0
+
+
+cdef inline page* object_page(vm_fault* f, address_space* object, uint64_t index, bint make,
+                              int* rc_ret) noexcept nogil:
+    cdef int nid = policy_node(f.mm, f.vma, f.address, NULL) if make else -1
+    if object.is_file:
+        return filemap_get_page(object, index, nid, make, rc_ret, &f.major)
+    return shmem_get_page(object, index, nid, make, rc_ret)
+
+
+# A store to a page of a file that is mapped privately, the first access to it.
+cdef int do_cow_fault(vm_fault* f, const page* source) noexcept nogil:
+    cdef page* new = new_anon_page(f, source)
+    if new == NULL:
+        return FAULT_OOM
+    return install(f, make_entry(f.vma, page_to_pfn(f.mm.mmu.m, new)) | WRITTEN, HOST_WRITE)
+
+
+# A store to a page that is mapped shared, and read-only so that this is noticed.
+# Mirrors: mm/memory.c:wp_page_shared().
+cdef int wp_page_shared(vm_fault* f) noexcept nogil:
+    cdef address_space* object = f.vma.vm_object
+    cdef int rc
+    kind_known(f, KIND_REUSE)
+    if object.is_file:
+        rc = filemap_mkwrite(object, pfn_to_page(f.mm.mmu.m, pte_pfn(f.pte[0])))
+        if rc != FAULT_OK:
+            return rc
+    return install(f, f.pte[0] | WRITTEN | PTE_ACCESSED, HOST_WRITE)
 
 
 # The reference that the lookup took becomes the mapping's.
@@ -389,15 +447,21 @@ cdef inline void map_shared(mm_struct* mm, const vm_area_struct* vma, page* p) n
     now.word = atomic64_add(&p.counts.word, ONE_MAP, SEQ_CST)
     if now.c.mapcount == 0:
         atomic64_add_return(&mm.mmu.nr_file_mapped, 1, SEQ_CST)
-    mm.core.shmem_rss += 1
+    if vma.vm_object.is_file:
+        mm.core.file_rss += 1
+    else:
+        mm.core.shmem_rss += 1
     if unlikely(vma.vm_flags & VM_LOCKED):
         mlock_page(mm.mmu, p)
 
 
 # Map what the object has of the neighbourhood, within the VMA and the page table, too.
 # Mirrors: mm/memory.c:do_fault_around().
-cdef void fault_around(mm_struct* mm, vm_area_struct* vma, uint64_t addr,
-                       uint64_t* pte) noexcept nogil:
+cdef void fault_around(vm_fault* f) noexcept nogil:
+    cdef mm_struct* mm = f.mm
+    cdef vm_area_struct* vma = f.vma
+    cdef uint64_t addr = f.address
+    cdef uint64_t* pte = f.pte
     cdef int64_t nr = <int64_t>(mm.mmu.fault_around >> PAGE_SHIFT)
     cdef int64_t at = <int64_t>((addr >> PAGE_SHIFT) & 511)
     cdef int64_t into = <int64_t>((addr - vma.vm_start) >> PAGE_SHIFT)
@@ -413,10 +477,10 @@ cdef void fault_around(mm_struct* mm, vm_area_struct* vma, uint64_t addr,
         if pte[i - at] != 0:
             continue
         where = base + (<uint64_t>i << PAGE_SHIFT)
-        p = shmem_get_page(vma.vm_object, linear_page_index(vma, where), -1, False, &rc)
+        p = object_page(f, vma.vm_object, linear_page_index(vma, where), False, &rc)
         if p == NULL:
             continue
         map_shared(mm, vma, p)
         entry = make_entry(vma, page_to_pfn(mm.mmu.m, p)) & ~<uint64_t>PTE_ACCESSED
         tlb_install_locked(mm, where, pte + (i - at),
-                           entry | (PTE_RW if vma.vm_flags & VM_WRITE else 0), HOST_NONE)
+                           entry | first_rights(vma), HOST_NONE)

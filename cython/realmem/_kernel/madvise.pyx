@@ -7,7 +7,7 @@ from realmem._kernel.mm_lock cimport lock_task, unlock_task
 from realmem._kernel.mm_run cimport free_tables_locked
 from realmem._kernel.mm_types cimport (
     HOST_NOACC, HOST_READ, PTE_ACCESSED, PTE_DIRTY, PTE_GUARD, PTE_PRESENT, PTE_PROTNONE, PTE_RW,
-    PTE_SOFT_DIRTY, PTE_SPECIAL, mm_struct, pte_pfn, pte_present, vma_slot,
+    PTE_SOFT_DIRTY, PTE_SPECIAL, VM_MAYSHARE, mm_struct, pte_pfn, pte_present, vma_slot,
 )
 from realmem._kernel.pgtable cimport (
     PTES_ALIKE, PTES_READ, clear_pte_locked, pte_alloc_locked,
@@ -27,7 +27,7 @@ cdef int mm_advise(mm_struct* mm, uint64_t id, uint64_t start, uint64_t end,
     if not lock_task(mm, id):
         return -ESRCH
     if what == ADVISE_DONTNEED:
-        zap_range_locked(mm, start, end, NULL, False)
+        zap_range_locked(mm, start, end, False)
         free_tables_locked(mm, start, end)
     elif what == ADVISE_GUARD_INSTALL:
         rc = install_guards(mm, start, end)
@@ -52,9 +52,9 @@ cdef int install_guards(mm_struct* mm, uint64_t start, uint64_t end) noexcept no
     if slot == NULL:
         return -ENOMEM
     # Private memory: so that a child inherits them.
-    if slot.vma.vm_object == NULL and anon_vma_prepare(mm, slot.vma) != 0:
+    if not slot.vma.vm_flags & VM_MAYSHARE and anon_vma_prepare(mm, slot.vma) != 0:
         return -ENOMEM
-    zap_range_locked(mm, start, end, NULL, False)
+    zap_range_locked(mm, start, end, False)
     while addr < end:
         pte = pte_alloc_locked(mm, addr)
         if pte == NULL:

@@ -9,6 +9,9 @@ cdef struct range_stat:
     int64_t pss                 # bytes
     int64_t pss_dirty           # bytes
     int64_t pss_locked          # bytes
+    int64_t pss_anon            # bytes, as the next two
+    int64_t pss_file
+    int64_t pss_shmem
     int64_t shared_clean
     int64_t shared_dirty
     int64_t private_clean

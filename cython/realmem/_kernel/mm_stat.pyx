@@ -73,7 +73,13 @@ cdef inline void add(mm_struct* mm, uint64_t entry, bint locked,
     s.dirty += dirty
     if locked:
         s.pss_locked += share
-    if anon:
+    if not anon:
+        if p.flags & (1 << PG_swapbacked):
+            s.pss_shmem += share
+        else:
+            s.pss_file += share
+    else:
+        s.pss_anon += share
         s.anonymous += 1
         s.lazyfree += not dirty and not p.flags & (1 << PG_swapbacked)
     s.referenced += entry & PTE_ACCESSED != 0

@@ -62,6 +62,7 @@ cdef enum:
     VM_EXEC = 0x4
     VM_SHARED = 0x8
     VM_ACCESS = 0x7
+    VM_MAYSHARE = 0x80
     VM_GROWSDOWN = 0x100
     VM_LOCKED = 0x2000
     VM_DONTCOPY = 0x20000
@@ -93,10 +94,11 @@ cdef enum:
 # VMAs by the pages of what they map, so that those of one page are found: an augmented treap.
 # Guarded by mmu.rmap_lock.
 cdef struct rmap_node:
-    vm_area_struct* left
-    vm_area_struct* right
+    rmap_node* left
+    rmap_node* right
     uint64_t last               # page in this subtree that is mapped highest
     uint64_t priority
+    vm_area_struct* vma         # whose node it is
 
 # One VMA.  Guarded by its mm.lock.
 cdef struct vm_area_struct:
@@ -106,12 +108,14 @@ cdef struct vm_area_struct:
     uint64_t vm_pgoff           # of vm_start, in pages of its object or, private, as Linux counts
     mm_struct* vm_mm
     vm_area_struct* vm_next     # on its way in or out; the free pointer stands here too
-    shmem* vm_object            # what is mapped; NULL: private anonymous memory
+    address_space* vm_object    # what is mapped; NULL: private anonymous memory
     anon_vma* anon_vma          # NULL until its first anonymous page
     uint64_t anon_id            # Linux's vma->anon_vma as an identity: merges ask for it
     int32_t forked              # it came with a fork (its anon_vma_chain is not singular)
     int32_t policy
-    rmap_node rmap
+    uint64_t file               # the opened file that it maps: merges ask for it; 0: none
+    rmap_node shared            # among those that map the object
+    rmap_node anon              # among those of the anon_vma
 
 # One published VMA: where it lies, so that a search stays in one array.
 cdef struct vma_slot:
@@ -143,9 +147,9 @@ cdef struct vma_cursor:
     int64_t dir
     int64_t slot
 
-# Shared anonymous memory: its frames by page.  Alive while VMAs or Python refer to it.
-# (Linux: a shmem inode, its address_space.)
-cdef struct shmem:
+# Shared anonymous memory, or a file: its frames by page.  Alive while VMAs or Python refer to it.
+# (Linux: an inode and its address_space.)
+cdef struct address_space:
     mutex lock                  # below every mm.lock; guards pages and nr_pages
     int32_t refcount            # atomic
     uint64_t size               # pages; what lies behind it is SIGBUS
@@ -155,7 +159,18 @@ cdef struct shmem:
     radix_node* root
     uint64_t id                 # "inode number"
     mmu* mmu
-    vm_area_struct* i_mmap      # root of the treap of VMAs that map it
+    rmap_node* i_mmap           # root of the treap of VMAs that map it
+    # A file's.  The descriptors are Python's; they stay open while VMAs map it.
+    int32_t is_file
+    int32_t fd                  # to read by
+    int32_t write_fd            # to write back by; -1 until it is mapped so that it may be
+    int32_t error               # -errno of a write-back that nobody was told of; lock
+    uint64_t i_size             # bytes; lock
+    int64_t nr_dirty            # frames; lock
+    int64_t stamp[3]            # what fstat() said when its frames were last right; lock
+    int64_t stale               # of which change frames are still there; 0: of none; lock
+    int64_t changes             # by others, that were noticed; lock
+    mutex write_lock            # one write-back at a time; above every mm.lock
 
 cdef enum:
     RADIX_SHIFT = 6
@@ -219,10 +234,16 @@ cdef struct mmu:
     int64_t nr_kernel_tables    # frames behind the kernel half, its PGD included
     int64_t vma_budget          # host VMAs that windows may take
     vmap_space* vmap            # the vmalloc area; NULL until it is first used
-    mutex rmap_lock             # all reverse maps; below mm.lock and shmem.lock
+    int64_t relinking           # changes of VMAs under way, which reverse maps miss meanwhile;
+    int64_t relinks             # and those that are over.  Atomic
+    mutex rmap_lock             # all reverse maps; below mm.lock and address_space.lock
     uint64_t next_anon_id
     uint64_t next_object_id
     int64_t nr_shmem            # frames of shared anonymous memory
+    int64_t nr_file             # frames of files
+    int64_t nr_dirty            # of those, changed and not yet written back
+    int64_t pgpgin              # KiB read from files, and written to them
+    int64_t pgpgout
     int64_t nr_shmem_objects
     int64_t nr_anon_mapped      # frames
     int64_t nr_file_mapped
@@ -290,6 +311,7 @@ cdef struct mm_core:
     uint64_t pgd_pfn
     int64_t nr_ptes             # page-table pages below the PGD
     int64_t anon_rss            # pages
+    int64_t file_rss
     int64_t shmem_rss
     int64_t hiwater_rss
     int64_t total_vm            # pages of all VMAs; then of some (mm/mmap.c:vm_stat_account())
@@ -311,7 +333,7 @@ cdef struct mm_core:
 # anonymous page.  Linux keeps a tree of these, one a process; here relatives share one.
 # Guarded by mmu.rmap_lock.
 cdef struct anon_vma:
-    vm_area_struct* root        # treap; NULL once the last VMA left
+    rmap_node* root             # treap; NULL once the last VMA left
     int64_t nr_vmas
     anon_vma* next              # of those that may go
     int32_t queued              # it is one of them
@@ -445,6 +467,6 @@ cdef inline bint pinned_page(const mm_struct* mm, uint64_t entry) noexcept nogil
 
 # Before its resident pages become fewer.  Mirrors: update_hiwater_rss().
 cdef inline void update_hiwater_rss(mm_struct* mm) noexcept nogil:
-    cdef int64_t now = mm.core.anon_rss + mm.core.shmem_rss
+    cdef int64_t now = mm.core.anon_rss + mm.core.file_rss + mm.core.shmem_rss
     if now > mm.core.hiwater_rss:
         mm.core.hiwater_rss = now

@@ -2,7 +2,7 @@
 # Each is one nogil section under mm.lock.  Signal-safe, though only Python calls them.
 from libc.stdint cimport int64_t, uint64_t
 
-from realmem._kernel.mm_types cimport mm_struct, shmem
+from realmem._kernel.mm_types cimport address_space, mm_struct
 
 # Share parent's pages with child, write-protected in both; child is new and empty.
 # Mirrors: kernel/fork.c:dup_mmap() => mm/memory.c:copy_page_range().
@@ -42,8 +42,8 @@ cdef void mm_growth_seen(mm_struct* mm, uint64_t id, uint64_t generation) noexce
 
 # The object that [start, end) of one VMA maps, with a reference, and which of its pages; NULL:
 # none.
-cdef shmem* mm_object_get(mm_struct* mm, uint64_t id, uint64_t start, uint64_t end,
-                          uint64_t* first_ret, uint64_t* last_ret) noexcept nogil
+cdef address_space* mm_object_get(mm_struct* mm, uint64_t id, uint64_t start, uint64_t end,
+                                  uint64_t* first_ret, uint64_t* last_ret) noexcept nogil
 
 # No VMA is new any more: VM_SOFTDIRTY goes.
 cdef void mm_clear_soft_dirty(mm_struct* mm, uint64_t id) noexcept nogil

@@ -6,6 +6,7 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy
 
 from realmem._kernel.account cimport vm_stat_account
+from realmem._kernel.address_space cimport mapping_get, mapping_put
 from realmem._kernel.edges cimport host_view
 from realmem._kernel.fault cimport anon_page
 from realmem._kernel.host_calls cimport mutex_lock, mutex_unlock
@@ -17,8 +18,8 @@ from realmem._kernel.mm_types cimport (
     HOST_NONE, HOST_READ, MM_DEAD, NR_RLIMITS, PMD_SHIFT, PTE_ACCESSED,
     PTE_DIRTY, PTE_HOST_MASK, PTE_PFN_MASK, PTE_PSE, PTE_RW, PTE_SPECIAL, TASK_SIZE, VM_ACCOUNT,
     VM_DONTCOPY, VM_GROWSDOWN, VM_LOCKED_MASK, VM_MAYBE_GUARD, VM_SOFTDIRTY,
-    VM_WIPEONFORK, anon_vma, linear_page_index, mm_struct, mmu, pinned_page, pte_pfn, pte_present,
-    pte_with_host, shmem, vm_area_struct, vma_cursor, vma_slot,
+    VM_WIPEONFORK, address_space, anon_vma, linear_page_index, mm_struct, mmu, pinned_page,
+    pte_pfn, pte_present, pte_with_host, vm_area_struct, vma_cursor, vma_slot,
 )
 from realmem._kernel.pgtable cimport (
     PTES_READ, is_huge_locked, pgd_free, pte_alloc_locked, pte_cursor, pte_first, pte_next,
@@ -27,7 +28,7 @@ from realmem._kernel.pgtable cimport (
 from realmem._kernel.quicklist cimport quicklist_trim
 from realmem._kernel.rmap cimport anon_vma_fork, anon_vma_free, rmap_link, rmap_unlink
 from realmem._kernel.run cimport run_of
-from realmem._kernel.shmem cimport shmem_get, shmem_put, vm_enough_memory
+from realmem._kernel.shmem cimport vm_enough_memory
 from realmem._kernel.tlb cimport (
     scratch_flush_locked, tlb_flush_locked, tlb_flush_window_locked, tlb_protect_locked,
 )
@@ -39,7 +40,7 @@ from realmem._kernel.window cimport mm_core_put
 from realmem._kernel.zap cimport page_dup_rmap, zap_range_locked
 from realmem.compiler cimport SEQ_CST, atomic64_add_return, poke_int
 from realmem.types cimport (
-    PAGE_SHIFT, PAGE_SIZE, page, page_address, page_to_pfn, pfn_address,
+    PAGE_SHIFT, PAGE_SIZE, PG_anon, PG_swapbacked, page, page_address, page_to_pfn, pfn_address,
     pfn_to_page,
 )
 
@@ -122,9 +123,10 @@ cdef int dup_vmas(mm_struct* parent, mm_struct* child) noexcept nogil:
         vma.policy = of.policy
         vma.vm_mm = child
         if of.vm_object != NULL:
-            shmem_get(of.vm_object)
+            mapping_get(of.vm_object)
             vma.vm_object = of.vm_object
-        elif of.anon_vma != NULL and needs_copy(of):
+            vma.file = of.file
+        if of.anon_vma != NULL and needs_copy(of):
             anon_vma_fork(u, vma, of)
         vma_insert(&child.vmas, vma)
         rmap_link(u, vma)
@@ -169,10 +171,16 @@ cdef int copy_page_range(mm_struct* parent, mm_struct* child,
 cdef inline uint64_t copy_present_pte(mm_struct* parent, mm_struct* child, const vma_slot* slot,
                                       uint64_t addr, uint64_t* pte) noexcept nogil:
     cdef uint64_t entry = pte[0]
-    if slot.vma.vm_object != NULL:
-        # Copied for its guard regions' sake: the rest stays as it is.
-        page_dup_rmap(pfn_to_page(parent.mmu.m, pte_pfn(entry)))
-        child.core.shmem_rss += 1
+    cdef page* p = pfn_to_page(parent.mmu.m, pte_pfn(entry))
+    if slot.vma.vm_object != NULL and not p.flags & (1 << PG_anon):
+        # Copied for its guard regions' or copies' sake: what is shared stays as it is.
+        page_dup_rmap(p)
+        if p.flags & (1 << PG_swapbacked):
+            child.core.shmem_rss += 1
+        else:
+            child.core.file_rss += 1
+            # Who writes the page back may have looked for its places before this was one.
+            entry &= ~<uint64_t>PTE_RW
         entry &= ~<uint64_t>PTE_DIRTY
     elif pinned_page(parent, entry):
         return pte_with_host(copy_pinned(parent, child, slot, addr, entry), HOST_NONE)
@@ -180,7 +188,7 @@ cdef inline uint64_t copy_present_pte(mm_struct* parent, mm_struct* child, const
         entry &= ~<uint64_t>PTE_RW
         pte[0] = entry
         if not entry & PTE_SPECIAL:
-            page_dup_rmap(pfn_to_page(parent.mmu.m, pte_pfn(entry)))
+            page_dup_rmap(p)
             child.core.anon_rss += 1
     # It was not used through the child's yet.
     return pte_with_host(entry & ~<uint64_t>PTE_ACCESSED, HOST_NONE)
@@ -207,7 +215,7 @@ cdef int mm_exit(mm_struct* mm, uint64_t id) noexcept nogil:
     if not lock_live_or_stillborn(mm, id):
         return -ESRCH
     tlb_flush_window_locked(mm)
-    zap_range_locked(mm, 0, <uint64_t>TASK_SIZE, NULL, True)
+    zap_range_locked(mm, 0, <uint64_t>TASK_SIZE, True)
     free_tables_locked(mm, 0, <uint64_t>TASK_SIZE)
     huge_zero_put_locked(mm)
     remove_vmas(mm)
@@ -229,7 +237,7 @@ cdef void remove_vmas(mm_struct* mm) noexcept nogil:
     while slot != NULL:
         rmap_unlink(mm.mmu, slot.vma, &dead)
         if slot.vma.vm_object != NULL:
-            shmem_put(slot.vma.vm_object)
+            mapping_put(slot.vma.vm_object)
         slot.vma.vm_next = gone
         gone = slot.vma
         slot = vma_next(&cursor)
@@ -341,17 +349,17 @@ cdef void mm_growth_seen(mm_struct* mm, uint64_t id, uint64_t generation) noexce
         mutex_unlock(&mm.lock)
 
 
-cdef shmem* mm_object_get(mm_struct* mm, uint64_t id, uint64_t start, uint64_t end,
-                          uint64_t* first_ret, uint64_t* last_ret) noexcept nogil:
+cdef address_space* mm_object_get(mm_struct* mm, uint64_t id, uint64_t start, uint64_t end,
+                                  uint64_t* first_ret, uint64_t* last_ret) noexcept nogil:
     cdef vma_slot* slot
-    cdef shmem* object = NULL
+    cdef address_space* object = NULL
     if not lock_live(mm, id):
         return NULL
     slot = vma_find(&mm.vmas, start)
     if slot != NULL and slot.start <= start and end <= slot.end:
         object = slot.vma.vm_object
         if object != NULL:
-            shmem_get(object)
+            mapping_get(object)
             first_ret[0] = linear_page_index(slot.vma, start)
             last_ret[0] = linear_page_index(slot.vma, end - PAGE_SIZE)
     mutex_unlock(&mm.lock)

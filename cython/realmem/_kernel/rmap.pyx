@@ -1,7 +1,7 @@
 # cython: language_level=3, cdivision=True, boundscheck=False, wraparound=False
 # cython: initializedcheck=False, nonecheck=False, profile=False, linetrace=False
-# A treap by first page, then by address of the descriptor; each node knows the highest page
-# mapped in its subtree.  Relatives by fork share one anon_vma, where Linux makes a chain: a
+# A treap by first page, then by address of the node; each node knows the highest page mapped in
+# its subtree.  Relatives by fork share one anon_vma, where Linux makes a chain: a
 # page's search visits siblings that cannot have it, and asks their page tables.
 from libc.errno cimport ENOMEM
 from libc.stdint cimport int64_t, uint64_t
@@ -9,12 +9,11 @@ from libc.stdint cimport int64_t, uint64_t
 from realmem._kernel.host_calls cimport mutex_lock, mutex_unlock
 from realmem._kernel.kernel_caches cimport ANON_VMA, kernel_alloc, kernel_free
 from realmem._kernel.mm_types cimport (
-    VM_ACCESS, VM_MAYBE_GUARD, VM_SOFTDIRTY, anon_vma, mm_struct, mmu, shmem, vm_area_struct,
-    vma_cursor,
-    vma_slot,
+    VM_ACCESS, VM_MAYBE_GUARD, VM_SOFTDIRTY, address_space, anon_vma, mm_struct, mmu, rmap_node,
+    vm_area_struct, vma_cursor, vma_slot,
 )
 from realmem._kernel.vmaindex cimport vma_before, vma_first, vma_next
-from realmem.compiler cimport load64
+from realmem.compiler cimport SEQ_CST, atomic64_add_return, load64
 from realmem.types cimport PAGE_SHIFT, PG_anon, page
 
 
@@ -24,75 +23,69 @@ cdef inline uint64_t last_page(const vm_area_struct* vma) noexcept nogil:
     return vma.vm_pgoff + ((vma.vm_end - vma.vm_start) >> PAGE_SHIFT) - 1
 
 
-cdef inline void update(vm_area_struct* node) noexcept nogil:
-    cdef uint64_t last = last_page(node)
-    if node.rmap.left != NULL and node.rmap.left.rmap.last > last:
-        last = node.rmap.left.rmap.last
-    if node.rmap.right != NULL and node.rmap.right.rmap.last > last:
-        last = node.rmap.right.rmap.last
-    node.rmap.last = last
+cdef inline void update(rmap_node* node) noexcept nogil:
+    cdef uint64_t last = last_page(node.vma)
+    if node.left != NULL and node.left.last > last:
+        last = node.left.last
+    if node.right != NULL and node.right.last > last:
+        last = node.right.last
+    node.last = last
 
 
-cdef inline bint before(const vm_area_struct* a, const vm_area_struct* b) noexcept nogil:
-    if a.vm_pgoff != b.vm_pgoff:
-        return a.vm_pgoff < b.vm_pgoff
+cdef inline bint before(const rmap_node* a, const rmap_node* b) noexcept nogil:
+    if a.vma.vm_pgoff != b.vma.vm_pgoff:
+        return a.vma.vm_pgoff < b.vma.vm_pgoff
     return <uint64_t>a < <uint64_t>b
 
 
 # What comes before `at`, and the rest.
-cdef void split(vm_area_struct* node, const vm_area_struct* at, vm_area_struct** left_ret,
-                vm_area_struct** right_ret) noexcept nogil:
+cdef void split(rmap_node* node, const rmap_node* at, rmap_node** left_ret,
+                rmap_node** right_ret) noexcept nogil:
     if node == NULL:
         left_ret[0] = NULL
         right_ret[0] = NULL
     elif before(node, at):
         left_ret[0] = node
-        split(node.rmap.right, at, &node.rmap.right, right_ret)
+        split(node.right, at, &node.right, right_ret)
         update(node)
     else:
         right_ret[0] = node
-        split(node.rmap.left, at, left_ret, &node.rmap.left)
+        split(node.left, at, left_ret, &node.left)
         update(node)
 
 
-cdef void insert(vm_area_struct** root, vm_area_struct* vma) noexcept nogil:
-    cdef vm_area_struct* node = root[0]
-    if node != NULL and node.rmap.priority >= vma.rmap.priority:
-        insert(&node.rmap.left if before(vma, node) else &node.rmap.right, vma)
+cdef void insert(rmap_node** root, rmap_node* new) noexcept nogil:
+    cdef rmap_node* node = root[0]
+    if node != NULL and node.priority >= new.priority:
+        insert(&node.left if before(new, node) else &node.right, new)
         update(node)
         return
-    split(node, vma, &vma.rmap.left, &vma.rmap.right)
-    update(vma)
-    root[0] = vma
+    split(node, new, &new.left, &new.right)
+    update(new)
+    root[0] = new
 
 
-cdef vm_area_struct* joined(vm_area_struct* left, vm_area_struct* right) noexcept nogil:
+cdef rmap_node* joined(rmap_node* left, rmap_node* right) noexcept nogil:
     if left == NULL:
         return right
     if right == NULL:
         return left
-    if left.rmap.priority >= right.rmap.priority:
-        left.rmap.right = joined(left.rmap.right, right)
+    if left.priority >= right.priority:
+        left.right = joined(left.right, right)
         update(left)
         return left
-    right.rmap.left = joined(left, right.rmap.left)
+    right.left = joined(left, right.left)
     update(right)
     return right
 
 
-cdef void remove(vm_area_struct** root, vm_area_struct* vma) noexcept nogil:
-    cdef vm_area_struct* node = root[0]
-    if node == vma:
-        root[0] = joined(vma.rmap.left, vma.rmap.right)
+cdef void remove(rmap_node** root, rmap_node* gone) noexcept nogil:
+    cdef rmap_node* node = root[0]
+    if node == gone:
+        root[0] = joined(gone.left, gone.right)
         return
-    remove(&node.rmap.left if before(vma, node) else &node.rmap.right, vma)
+    remove(&node.left if before(gone, node) else &node.right, gone)
     update(node)
-
-
-cdef inline vm_area_struct** root_of(vm_area_struct* vma) noexcept nogil:
-    if vma.vm_object != NULL:
-        return &vma.vm_object.i_mmap
-    return &vma.anon_vma.root if vma.anon_vma != NULL else NULL
 
 
 # A mix of the descriptor's address (splitmix64): alike only for alike addresses.
@@ -103,30 +96,39 @@ cdef inline uint64_t priority_of(const vm_area_struct* vma) noexcept nogil:
     return x ^ (x >> 31)
 
 
+cdef inline void enter(rmap_node** root, rmap_node* node, vm_area_struct* vma) noexcept nogil:
+    node.vma = vma
+    node.priority = priority_of(vma)
+    insert(root, node)
+
+
+cdef inline void enter_anon(vm_area_struct* vma) noexcept nogil:
+    enter(&vma.anon_vma.root, &vma.anon, vma)
+    vma.anon_vma.nr_vmas += 1
+
+
 cdef void rmap_link(mmu* u, vm_area_struct* vma) noexcept nogil:
-    cdef vm_area_struct** root
     mutex_lock(&u.rmap_lock)
-    root = root_of(vma)
-    if root != NULL:
-        vma.rmap.priority = priority_of(vma)
-        insert(root, vma)
-        if vma.anon_vma != NULL:
-            vma.anon_vma.nr_vmas += 1
+    if vma.vm_object != NULL:
+        atomic64_add_return(&u.relinks, 1, SEQ_CST)
+        enter(&vma.vm_object.i_mmap, &vma.shared, vma)
+    if vma.anon_vma != NULL:
+        enter_anon(vma)
     mutex_unlock(&u.rmap_lock)
 
 
 cdef void rmap_unlink(mmu* u, vm_area_struct* vma, anon_vma** dead_ref) noexcept nogil:
-    cdef vm_area_struct** root
     mutex_lock(&u.rmap_lock)
-    root = root_of(vma)
-    if root != NULL:
-        remove(root, vma)
-        if vma.anon_vma != NULL:
-            vma.anon_vma.nr_vmas -= 1
-            if vma.anon_vma.nr_vmas == 0 and not vma.anon_vma.queued:
-                vma.anon_vma.queued = 1
-                vma.anon_vma.next = dead_ref[0]
-                dead_ref[0] = vma.anon_vma
+    if vma.vm_object != NULL:
+        atomic64_add_return(&u.relinks, 1, SEQ_CST)
+        remove(&vma.vm_object.i_mmap, &vma.shared)
+    if vma.anon_vma != NULL:
+        remove(&vma.anon_vma.root, &vma.anon)
+        vma.anon_vma.nr_vmas -= 1
+        if vma.anon_vma.nr_vmas == 0 and not vma.anon_vma.queued:
+            vma.anon_vma.queued = 1
+            vma.anon_vma.next = dead_ref[0]
+            dead_ref[0] = vma.anon_vma
     mutex_unlock(&u.rmap_lock)
 
 
@@ -150,7 +152,7 @@ cdef inline bint reusable(const vm_area_struct* of, const vm_area_struct* left,
                           const vm_area_struct* right) noexcept nogil:
     return (of.anon_vma != NULL and not of.forked
             and left.vm_end == right.vm_start and left.policy == right.policy
-            and left.vm_object == right.vm_object
+            and left.file == right.file and left.vm_object == right.vm_object
             and (left.vm_flags ^ right.vm_flags) & ~<uint64_t>(
                 VM_ACCESS | VM_SOFTDIRTY | VM_MAYBE_GUARD) == 0
             and right.vm_pgoff == left.vm_pgoff + (
@@ -181,7 +183,9 @@ cdef int anon_vma_prepare(mm_struct* mm, vm_area_struct* vma) noexcept nogil:
             return -ENOMEM
         vma.anon_id = new_id(u)
     vma.forked = 0
-    rmap_link(u, vma)
+    mutex_lock(&u.rmap_lock)
+    enter_anon(vma)
+    mutex_unlock(&u.rmap_lock)
     mm.generation += 1
     return 0
 
@@ -214,29 +218,31 @@ cdef struct collector:
     int64_t found
 
 
-cdef void collect(vm_area_struct* node, collector* c) noexcept nogil:
+cdef void collect(rmap_node* node, collector* c) noexcept nogil:
+    cdef const vm_area_struct* vma
     cdef uint64_t first
-    if node == NULL or node.rmap.last < c.first or c.found == c.room:
+    if node == NULL or node.last < c.first or c.found == c.room:
         return
-    collect(node.rmap.left, c)
-    if node.vm_pgoff > c.last:
+    collect(node.left, c)
+    vma = node.vma
+    if vma.vm_pgoff > c.last:
         return
-    if last_page(node) >= c.first and c.found < c.room:
+    if last_page(vma) >= c.first and c.found < c.room:
         if c.skip > 0:
             c.skip -= 1
         else:
-            first = max(c.first, node.vm_pgoff)
-            c.places[c.found].mm = node.vm_mm
-            c.places[c.found].mm_id = node.vm_mm.id
-            c.places[c.found].address = node.vm_start + ((first - node.vm_pgoff) << PAGE_SHIFT)
+            first = max(c.first, vma.vm_pgoff)
+            c.places[c.found].mm = vma.vm_mm
+            c.places[c.found].mm_id = vma.vm_mm.id
+            c.places[c.found].address = vma.vm_start + ((first - vma.vm_pgoff) << PAGE_SHIFT)
             if c.ends != NULL:
-                first = min(c.last, last_page(node)) + 1 - node.vm_pgoff
-                c.ends[c.found] = node.vm_start + (first << PAGE_SHIFT)
+                first = min(c.last, last_page(vma)) + 1 - vma.vm_pgoff
+                c.ends[c.found] = vma.vm_start + (first << PAGE_SHIFT)
             c.found += 1
-    collect(node.rmap.right, c)
+    collect(node.right, c)
 
 
-cdef int64_t rmap_ranges(mmu* u, vm_area_struct** root, uint64_t first, uint64_t last,
+cdef int64_t rmap_ranges(mmu* u, rmap_node** root, uint64_t first, uint64_t last,
                          rmap_place* places, uint64_t* ends, int64_t skip,
                          int64_t n) noexcept nogil:
     cdef collector c
@@ -256,7 +262,7 @@ cdef int64_t rmap_ranges(mmu* u, vm_area_struct** root, uint64_t first, uint64_t
 cdef int64_t rmap_places(mmu* u, const page* p, rmap_place* places, int64_t skip,
                          int64_t n) noexcept nogil:
     cdef collector c
-    cdef vm_area_struct* root = NULL
+    cdef rmap_node* root = NULL
     c.places = places
     c.ends = NULL
     c.skip = skip
@@ -267,7 +273,7 @@ cdef int64_t rmap_places(mmu* u, const page* p, rmap_place* places, int64_t skip
     # before it goes.
     if p.mapping != NULL and <int64_t>load64(<uint64_t*>&p.counts.word) >> 32 >= 0:     # mapcount
         root = ((<anon_vma*>p.mapping).root if p.flags & (1 << PG_anon)
-                else (<shmem*>p.mapping).i_mmap)
+                else (<address_space*>p.mapping).i_mmap)
     c.first = c.last = p.index
     collect(root, &c)
     mutex_unlock(&u.rmap_lock)

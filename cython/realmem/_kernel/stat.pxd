@@ -23,8 +23,11 @@ cdef struct frame_stat:
     uint64_t anon               # pages of anonymous memory
     uint64_t anon_huge          # those that a huge entry maps
     uint64_t shmem              # of shared memory's objects
-    uint64_t mapped             # those of them that a process maps
-    uint64_t mlocked            # of both, held in memory
+    uint64_t file               # of files
+    uint64_t dirty              # those of them that are not written back yet
+    uint64_t mapped             # of shared memory's and files, those that a process maps
+    uint64_t mlocked            # anon and shmem held in memory
+    uint64_t mlocked_file       # and of files
     uint64_t table              # page-table pages
     uint64_t slab               # of caches, and kmalloc()'s large blocks
     uint64_t slab_reclaimable   # of caches whose objects can be reclaimed

@@ -8,8 +8,8 @@ from realmem._kernel.slab_types cimport slab_of
 from realmem.compiler cimport spin_lock, spin_unlock
 from realmem.types cimport (
     MAX_PAGE_ORDER, MIGRATE_RECLAIMABLE, NR_VM_EVENT_ITEMS, NR_VM_NUMA_EVENT_ITEMS,
-    PAGEBLOCK_NR_PAGES, PAGE_ALLOCATED, PAGE_BUDDY, PG_anon, PG_mlocked, PG_slab,
-    PG_swapbacked, PG_table, cpu_area, machine, node, page, page_kind, pfn_to_page,
+    PAGEBLOCK_NR_PAGES, PAGE_ALLOCATED, PAGE_BUDDY, PG_anon, PG_dirty, PG_file, PG_mlocked,
+    PG_slab, PG_swapbacked, PG_table, cpu_area, machine, node, page, page_kind, pfn_to_page,
 )
 
 
@@ -63,7 +63,8 @@ cdef void count_frames(const machine* m, int nid, frame_stat* ret) noexcept nogi
     cdef const page* p
     cdef page_kind kind
     ret.anon = ret.anon_huge = 0
-    ret.shmem = ret.mapped = ret.mlocked = ret.table = ret.slab_reclaimable = 0
+    ret.shmem = ret.file = ret.dirty = ret.mapped = ret.mlocked = ret.mlocked_file = 0
+    ret.table = ret.slab_reclaimable = 0
     ret.slab = slab_of(m).large_pages[nid] if m.slab != NULL else 0
     while pfn < end:
         p = pfn_to_page(m, pfn)
@@ -82,6 +83,11 @@ cdef void count_frames(const machine* m, int nid, frame_stat* ret) noexcept nogi
                 ret.shmem += pages
                 ret.mapped += p.counts.c.mapcount >= 0
                 ret.mlocked += p.flags >> PG_mlocked & 1
+            elif p.flags & (1 << PG_file):
+                ret.file += pages
+                ret.dirty += p.flags >> PG_dirty & 1
+                ret.mapped += p.counts.c.mapcount >= 0
+                ret.mlocked_file += p.flags >> PG_mlocked & 1
             elif p.flags & (1 << PG_table):
                 ret.table += pages
             elif p.flags & (1 << PG_slab) and kind.h.migratetype == MIGRATE_RECLAIMABLE:

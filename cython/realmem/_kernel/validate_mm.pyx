@@ -32,10 +32,8 @@ from realmem._kernel.vmaindex cimport vma_find, vma_first, vma_next
 from realmem._kernel.zap cimport page_mapcount
 from realmem.compiler cimport spin_lock, spin_unlock
 from realmem.types cimport (
-    PAGE_ALLOCATED, PAGE_SHIFT, PG_anon, PG_mlocked, PG_table, PG_vmalloc, page, page_mlock_count,
-    pfn_address, pfn_to_page,
-    PAGEBLOCK_ORDER, PAGE_ALLOCATED, PAGE_SHIFT, PG_anon, PG_table, PG_vmalloc, page, page_run,
-    pfn_address, pfn_to_page, zone,
+    PAGEBLOCK_ORDER, PAGE_ALLOCATED, PAGE_SHIFT, PG_anon, PG_mlocked, PG_swapbacked, PG_table,
+    PG_vmalloc, page, page_mlock_count, page_run, pfn_address, pfn_to_page, zone,
 )
 
 cdef struct recount:
@@ -44,6 +42,7 @@ cdef struct recount:
     uint32_t* counts
     mm_finding* finding
     int64_t anon                # of this address space
+    int64_t file
     int64_t shmem
     int64_t tables              # of this address space, its PGD excepted
     int64_t huge                # huge entries, the zero page's excepted
@@ -112,6 +111,7 @@ cdef bint validate_mm_locked(recount* r) noexcept nogil:
     cdef mm_core sums
     memset(&sums, 0, sizeof(mm_core))
     r.anon = 0
+    r.file = 0
     r.shmem = 0
     r.tables = 0
     r.runs = 0
@@ -135,6 +135,8 @@ cdef bint validate_mm_locked(recount* r) noexcept nogil:
         return False
     if r.anon != mm.core.anon_rss:
         return fail(r, MM_RSS, 0, r.anon, mm.core.anon_rss)
+    if r.file != mm.core.file_rss:
+        return fail(r, MM_RSS, 0, r.file, mm.core.file_rss)
     if r.shmem != mm.core.shmem_rss:
         return fail(r, MM_RSS, 0, r.shmem, mm.core.shmem_rss)
     if r.tables != mm.core.nr_ptes:
@@ -276,7 +278,10 @@ cdef bint validate_pte(recount* r, uint64_t entry, uint64_t addr) noexcept nogil
         if entry & PTE_RW and page_mapcount(p) != 1:
             return fail(r, MM_SHARED_WRITABLE, addr, 1, page_mapcount(p))
         return True
-    r.shmem += 1
+    if p.flags & (1 << PG_swapbacked):
+        r.shmem += 1
+    else:
+        r.file += 1
     if p.mapping == NULL or p.mapping != slot.vma.vm_object:
         return fail(r, MM_NOT_ANON, addr, 0, <int64_t>entry)
     return True

@@ -34,6 +34,7 @@ cdef struct vm_fault:
     bint raw                    # a signal brought it
     int kind                    # KIND_*
     unsigned int order
+    bint major                  # it waited for I/O
     bint timed                  # part by part
     bint late                   # ... not from the start
     uint64_t start              # cycles

@@ -2,9 +2,10 @@
 # cython: initializedcheck=False, nonecheck=False, profile=False, linetrace=False
 from libc.stdint cimport uint64_t
 
+from realmem._kernel.host_calls cimport mutex_lock, mutex_unlock
 from realmem._kernel.mm_types cimport (
-    PTE_SPECIAL, VM_LOCKED, linear_page_index, mm_struct, mmu, pte_pfn, pte_present, shmem,
-    update_hiwater_rss, vm_area_struct, vma_cursor, vma_slot,
+    PTE_RW, PTE_SPECIAL, VM_LOCKED, address_space, linear_page_index, mm_struct, mmu, pinned_page,
+    pte_pfn, pte_present, update_hiwater_rss, vm_area_struct, vma_cursor, vma_slot,
 )
 from realmem._kernel.page_free cimport free_pages
 from realmem._kernel.pgtable cimport (
@@ -16,8 +17,8 @@ from realmem.compiler cimport (
     SEQ_CST, VM_BUG_ON, atomic64_add_return, atomic64_fetch_and, load64, unlikely,
 )
 from realmem.types cimport (
-    PAGE_MLOCK_SHIFT, PG_anon, PG_anon_exclusive, PG_mlocked, PG_swapbacked, PG_uptodate,
-    page, page_counts, page_mlock_count, pfn_to_page,
+    PAGE_MLOCK_SHIFT, PAGE_SIZE, PG_anon, PG_anon_exclusive, PG_dirty, PG_file, PG_mlocked,
+    PG_swapbacked, PG_uptodate, page, page_counts, page_mlock_count, pfn_to_page,
 )
 
 cdef extern from *:
@@ -35,36 +36,59 @@ cdef enum:
     ONE_MAP = 0x100000000
 
 
-cdef void zap_range_locked(mm_struct* mm, uint64_t start, uint64_t end, const shmem* object,
+cdef void zap_range_locked(mm_struct* mm, uint64_t start, uint64_t end,
                            bint drop_markers) noexcept nogil:
     cdef pte_cursor c
     cdef uint64_t* pte
+    cdef uint64_t entry
+    cdef page* p
     update_hiwater_rss(mm)
     if unlikely(mm.core.locked_vm != 0):
-        munlock_vmas(mm, start, end, object)
+        munlock_vmas(mm, start, end)
     tlb_flush_locked(mm, start, end)
     pte = pte_first(&c, mm, start, end, PTES_CLEAR)
     while pte != NULL:
-        zap_pte(mm, pte, object, drop_markers)
+        entry = pte[0]
+        if pte_present(entry):
+            clear_pte_locked(mm, pte)
+            if not entry & PTE_SPECIAL:
+                p = pfn_to_page(mm.mmu.m, pte_pfn(entry))
+                if unlikely(p.flags & (1 << PG_file)) and entry & PTE_RW:
+                    file_page_dirty(p)
+                page_remove_rmap(mm, p)
+        elif drop_markers:
+            clear_pte_locked(mm, pte)
         pte = pte_next(&c)
 
 
-cdef inline void zap_pte(mm_struct* mm, uint64_t* pte, const shmem* object,
-                         bint drop_markers) noexcept nogil:
-    cdef uint64_t entry = pte[0]
+# A page that could be stored to until now: who writes it back may have looked for its places
+# when the VMA was one no more.
+cdef void file_page_dirty(page* p) noexcept nogil:
+    cdef address_space* object = <address_space*>p.mapping
+    mutex_lock(&object.lock)
+    set_page_dirty_locked(object, p)
+    mutex_unlock(&object.lock)
+
+
+cdef void zap_object_locked(mm_struct* mm, const vm_area_struct* vma, uint64_t start,
+                            uint64_t end, bint clean) noexcept nogil:
+    cdef pte_cursor c
+    cdef uint64_t* pte
     cdef page* p
-    if not pte_present(entry):
-        if drop_markers:
-            clear_pte_locked(mm, pte)
-        return
-    if entry & PTE_SPECIAL:
-        if object == NULL:
-            clear_pte_locked(mm, pte)
-        return
-    p = pfn_to_page(mm.mmu.m, pte_pfn(entry))
-    if object == NULL or p.mapping == object:
-        clear_pte_locked(mm, pte)
-        page_remove_rmap(mm, p)
+    update_hiwater_rss(mm)
+    pte = pte_first(&c, mm, start, end, PTES_CLEAR)
+    while pte != NULL:
+        if pte_present(pte[0]) and not pte[0] & PTE_SPECIAL:
+            p = pfn_to_page(mm.mmu.m, pte_pfn(pte[0]))
+            # Others' pages, and pins of them, keep what the host has mapped.
+            if p.mapping == vma.vm_object and not (
+                    clean and (p.flags & (1 << PG_dirty) or pinned_page(mm, pte[0]))):
+                tlb_flush_locked(mm, c.addr, c.addr + PAGE_SIZE)
+                clear_pte_locked(mm, pte)
+                if vma.vm_flags & VM_LOCKED:
+                    munlock_page(mm.mmu, p)
+                page_remove_rmap(mm, p)
+        pte = pte_next(&c)
 
 
 # ---- counting mappings ------------------------------------------------------
@@ -87,8 +111,10 @@ cdef void page_remove_rmap(mm_struct* mm, page* p) noexcept nogil:
     cdef bint anon = p.flags & (1 << PG_anon) != 0
     if anon:
         mm.core.anon_rss -= 1
-    else:
+    elif p.flags & (1 << PG_swapbacked):
         mm.core.shmem_rss -= 1
+    else:
+        mm.core.file_rss -= 1
     now.word = atomic64_add(&p.counts.word, -<uint64_t>ONE_MAP, SEQ_CST)
     VM_BUG_ON(now.c.mapcount < -1, "a frame lost a mapping that it did not have")
     if now.c.mapcount == -1:
@@ -126,12 +152,11 @@ cdef void count_locked(mmu* u, page* p, int by) noexcept nogil:
 
 
 # What VMAs that stay hold locked there is about to go.  (Those that went were unlocked first.)
-cdef void munlock_vmas(mm_struct* mm, uint64_t start, uint64_t end,
-                       const shmem* object) noexcept nogil:
+cdef void munlock_vmas(mm_struct* mm, uint64_t start, uint64_t end) noexcept nogil:
     cdef vma_cursor cursor
     cdef vma_slot* slot = vma_first(&mm.vmas, start, &cursor)
     while slot != NULL and slot.start < end:
-        if slot.vma.vm_flags & VM_LOCKED and (object == NULL or slot.vma.vm_object == object):
+        if slot.vma.vm_flags & VM_LOCKED:
             mlock_range_locked(mm, max(start, slot.start), min(end, slot.end), False)
         slot = vma_next(&cursor)
 

@@ -102,6 +102,9 @@ def _place(vma: Any) -> tuple[int, int, int]:
         return 0, 0, 0
     if vma.anon:
         return *ANON_DEVICE, getattr(vma.object, "inode", 0)
+    if vma.inode is not None:
+        device, number = vma.inode.key
+        return os.major(device), os.minor(device), number
     try:
         found = Path(vma.file).stat()
     except OSError:

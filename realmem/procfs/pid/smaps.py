@@ -144,7 +144,8 @@ def process_rollup(process: Any) -> str:
             pages[name] += getattr(counts, key)
         for name, key in _BYTES.items():
             fractions[name] += getattr(counts, key)
-        fractions["Pss_Anon" if vma.private_anon else "Pss_Shmem"] += counts.pss
+        for name in _PSS_PARTS:
+            fractions[name] += getattr(counts, name.lower())
     kb = {name: count * _PAGE_KB for name, count in pages.items()}
     kb.update((name, count >> 10) for name, count in fractions.items())
     kb.update(KSM=0, Shared_Hugetlb=0, Private_Hugetlb=0)

@@ -1,0 +1,43 @@
+# Objects that several processes map, and their frames by page: shared anonymous memory
+# (shmem.pyx) and files (filemap.pyx).  Signal-safe.  Compare include/linux/fs.h:struct
+# address_space, mm/filemap.c, mm/truncate.c.
+from libc.stdint cimport uint64_t
+
+from realmem._kernel.mm_types cimport address_space, mmu
+from realmem.types cimport page
+
+# A new object with one reference and no frames, or NULL.
+cdef address_space* mapping_create(mmu* u) noexcept nogil
+cdef void mapping_get(address_space* object) noexcept nogil
+# Drop a reference; the last one frees every frame.  Preconditions: no VMA maps it then.
+cdef void mapping_put(address_space* object) noexcept nogil
+
+# Enter a frame, whose reference becomes the object's; `flags` are PG_*.
+# Preconditions: object.lock held; the page has none.
+# Returns: 0 or -ENOMEM with nothing entered.
+cdef int mapping_add_locked(address_space* object, uint64_t index, page* p,
+                            uint64_t flags) noexcept nogil
+
+# Which frames, and which mappings of them.
+cdef enum:
+    TAKE_ALL = 0                # private copies too, as truncation does
+    TAKE_OBJECT = 1             # the object's own
+    TAKE_CLEAN = 2              # those of its own that equal what is in the file
+
+# Unmap pages [first, last] wherever they are mapped.
+# Context: no mm.lock held.
+# Mirrors: mm/memory.c:unmap_mapping_pages().
+# Returns: whether that was everywhere; else a change of VMAs came in between.
+cdef bint mapping_unmap(address_space* object, uint64_t first, uint64_t last,
+                        int what) noexcept nogil
+
+# Take out the frames that equal the file and that nobody maps.
+# Mirrors: mm/truncate.c:invalidate_mapping_pages().
+cdef void mapping_invalidate(address_space* object) noexcept nogil
+
+# Take the frames of pages [first, last] out, unmapped before.
+# Context: no mm.lock held.
+# Mirrors: mm/truncate.c:truncate_inode_pages_range(), invalidate_inode_pages2_range().
+# Returns: whether none is left; TAKE_CLEAN leaves what is pinned or in use.
+cdef bint mapping_drop(address_space* object, uint64_t first, uint64_t last,
+                       int what) noexcept nogil

@@ -192,7 +192,8 @@ class OneNode:
         @staticmethod
         def frame_stat(nid):
             return dict.fromkeys(
-                ("anon", "anon_huge", "shmem", "mapped", "mlocked", "table", "slab",
+                ("anon", "anon_huge", "shmem", "file", "dirty", "mapped", "mlocked",
+                 "mlocked_file", "table", "slab",
                  "slab_reclaimable"), 0)
 
 

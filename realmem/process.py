@@ -18,7 +18,7 @@ from realmem._core.pinned import Pin
 from realmem._core.space import reap
 from realmem.advice import AdviceCalls
 from realmem.arguments import as_address, as_int, as_str
-from realmem.errors import SegmentationFault
+from realmem.errors import BusError, SegmentationFault
 from realmem.layout import PAGE_SIZE
 from realmem.mm.address_space import MemoryMap
 from realmem.mm.vma import Vma
@@ -257,6 +257,7 @@ class Process(SystemCalls, AdviceCalls, RunsSomewhere, SeenFromOutside):
         Read bytes by the software MMU: no signal, no host mapping.
 
         :raises SegmentationFault: at the first address it may not read.
+        :raises BusError: at the first that nothing is behind.
         """
         addr, left = as_address(addr), as_address(n, "length")
         parts: list[bytes] = []
@@ -266,7 +267,7 @@ class Process(SystemCalls, AdviceCalls, RunsSomewhere, SeenFromOutside):
             step = min(left, READ_STEP)
             try:
                 parts.append(self.mm.core.access(addr + done, None, step))
-            except SegmentationFault as error:
+            except (SegmentationFault, BusError) as error:
                 error.done += done
                 raise
             done += step

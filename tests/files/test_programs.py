@@ -157,8 +157,21 @@ def test_dropped_caches(p, path, machine):
             machine.drop_caches(which)
 
 
+def test_a_long_read_tells_how_far_it_came(p, path):
+    """In steps of 16 MiB."""
+    size = (16 << 20) + 3 * P
+    os.truncate(path, size)
+    a = p.mmap(None, 32 << 20, PROT_READ, MAP_PRIVATE, path)
+    with pytest.raises(BusError) as caught:
+        p.read(a, 32 << 20)
+    assert (caught.value.address, caught.value.done) == (a + size, size)
+
+
 def test_descriptors_are_given_back(p, path):
     before = descriptors()
+    for name in ("/proc/self/maps", "/proc/self/status", "/proc/self/maps"):
+        with pytest.raises(OSError):        # found only once it was opened
+            p.mmap(None, P, PROT_READ, MAP_PRIVATE, name)
     for _ in range(20):
         with path.open("r+b") as file:
             a = p.mmap(None, 4 * P, RW, MAP_SHARED, file)
@@ -298,7 +311,7 @@ def test_files_that_look_as_others(p, name):
     try:
         Path(name).open("rb").close()
     except OSError as why:
-        pytest.skip(str(why))
+        pytest.skip(f"{name} cannot be opened: {why}")
     with pytest.raises(OSError) as caught:
         p.mmap(None, P, PROT_READ, MAP_PRIVATE, name)
     assert caught.value.errno == errno.ENODEV

@@ -67,8 +67,9 @@ cdef class Inode:
         munmap(<void*>host_mapping(self.object.fd, MAP_PRIVATE, PROT_READ), PAGE_SIZE)
 
     def __dealloc__(self):
+        # What the host maps not after all, or a call that was interrupted before it mapped it.
         if self.object != NULL and self.mmu is not None and self.mmu.is_ours():
-            mapping_put(self.object)        # a call was interrupted before anything mapped it
+            self.detach()
 
     def open(self, int fd, bint write):
         """

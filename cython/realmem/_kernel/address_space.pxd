@@ -3,7 +3,7 @@
 # address_space, mm/filemap.c, mm/truncate.c.
 from libc.stdint cimport uint64_t
 
-from realmem._kernel.mm_types cimport address_space, mmu
+from realmem._kernel.mm_types cimport address_space, mm_struct, mmu
 from realmem.types cimport page
 
 # A new object with one reference and no frames, or NULL.
@@ -23,6 +23,15 @@ cdef enum:
     TAKE_ALL = 0                # private copies too, as truncation does
     TAKE_OBJECT = 1             # the object's own
     TAKE_CLEAN = 2              # those of its own that equal what is in the file
+
+# Visit every place where pages [first, last] may be mapped, under its mm.lock; what was found may
+# have changed since, so that the visitor looks which VMAs of [start, end) map the object now.
+# Context: no mm.lock held.
+# Returns: whether every place was found; else a change of VMAs came in between.
+ctypedef void (*place_visitor)(mm_struct* mm, address_space* object, uint64_t start, uint64_t end,
+                               void* data) noexcept nogil
+cdef bint mapping_walk(address_space* object, uint64_t first, uint64_t last, place_visitor visit,
+                       void* data) noexcept nogil
 
 # Unmap pages [first, last] wherever they are mapped.
 # Context: no mm.lock held.

@@ -54,7 +54,7 @@ cdef void mapping_put(address_space* object) noexcept nogil:
         return
     remove_pages(object, 0, <uint64_t>-1, TAKE_ALL, False)
     atomic64_add_return(&u.committed, -<int64_t>object.charged, SEQ_CST)
-    atomic64_add_return(&u.nr_shmem_objects, -1, SEQ_CST)
+    atomic64_add_return(&u.nr_address_spaces, -1, SEQ_CST)
     kernel_free(u.m, SHMEM_INODE, object)
 
 
@@ -136,8 +136,8 @@ cdef bint mapping_drop(address_space* object, uint64_t first, uint64_t last,
 
 # ---- mappings ---------------------------------------------------------------
 
-cdef bint mapping_unmap(address_space* object, uint64_t first, uint64_t last,
-                        int what) noexcept nogil:
+cdef bint mapping_walk(address_space* object, uint64_t first, uint64_t last, place_visitor visit,
+                       void* data) noexcept nogil:
     cdef rmap_place places[FEW]
     cdef uint64_t ends[FEW]
     cdef int64_t begun = rmap_walk_begins(object.mmu)
@@ -148,15 +148,31 @@ cdef bint mapping_unmap(address_space* object, uint64_t first, uint64_t last,
         skip += n
         for i in range(n):
             mutex_lock(&places[i].mm.lock)
-            # What was found may have changed since: only what maps the object now goes.
             if places[i].mm.id == places[i].mm_id and places[i].mm.state == MM_LIVE:
-                unmap_from(places[i].mm, object, places[i].address, ends[i], first, last, what)
+                visit(places[i].mm, object, places[i].address, ends[i], data)
             mutex_unlock(&places[i].mm.lock)
     return not rmap_walk_missed(object.mmu, begun)
 
 
-cdef void unmap_from(mm_struct* mm, const address_space* object, uint64_t start, uint64_t end,
-                     uint64_t first, uint64_t last, int what) noexcept nogil:
+# What is to be unmapped.
+cdef struct unmap_plan:
+    uint64_t first
+    uint64_t last
+    int what
+
+
+cdef bint mapping_unmap(address_space* object, uint64_t first, uint64_t last,
+                        int what) noexcept nogil:
+    cdef unmap_plan plan
+    plan.first = first
+    plan.last = last
+    plan.what = what
+    return mapping_walk(object, first, last, unmap_from, &plan)
+
+
+cdef void unmap_from(mm_struct* mm, address_space* object, uint64_t start, uint64_t end,
+                     void* data) noexcept nogil:
+    cdef const unmap_plan* plan = <const unmap_plan*>data
     cdef vma_cursor cursor
     cdef vma_slot* slot = vma_first(&mm.vmas, start, &cursor)
     cdef vm_area_struct* vma
@@ -166,11 +182,11 @@ cdef void unmap_from(mm_struct* mm, const address_space* object, uint64_t start,
         if vma.vm_object == object:
             low = linear_page_index(vma, vma.vm_start)
             high = linear_page_index(vma, vma.vm_end - 1)
-            if low <= last and high >= first:
-                low = vma.vm_start + ((max(first, low) - low) << PAGE_SHIFT)
-                high = vma.vm_end - ((high - min(high, last)) << PAGE_SHIFT)
-                if what == TAKE_ALL:
+            if low <= plan.last and high >= plan.first:
+                low = vma.vm_start + ((max(plan.first, low) - low) << PAGE_SHIFT)
+                high = vma.vm_end - ((high - min(high, plan.last)) << PAGE_SHIFT)
+                if plan.what == TAKE_ALL:
                     zap_range_locked(mm, low, high, False)
                 else:
-                    zap_object_locked(mm, vma, low, high, what == TAKE_CLEAN)
+                    zap_object_locked(mm, vma, low, high, plan.what == TAKE_CLEAN)
         slot = vma_next(&cursor)

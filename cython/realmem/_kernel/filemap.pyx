@@ -10,11 +10,12 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from realmem._kernel.address_space cimport (
-    TAKE_ALL, TAKE_CLEAN, TAKE_OBJECT, mapping_add_locked, mapping_drop,
+    TAKE_ALL, TAKE_CLEAN, TAKE_OBJECT, mapping_add_locked, mapping_drop, mapping_walk,
 )
+from realmem._kernel.folio cimport FOLIO_GFP
 from realmem._kernel.host_calls cimport mutex_lock, mutex_unlock
 from realmem._kernel.mm_types cimport (
-    FAULT_OK, FAULT_OOM, FAULT_SIGBUS, HOST_READ, MM_LIVE, PTE_DIRTY, PTE_RW, PTE_SPECIAL,
+    FAULT_OK, FAULT_OOM, FAULT_SIGBUS, HOST_READ, PTE_DIRTY, PTE_RW, PTE_SPECIAL,
     VM_SHARED, address_space, mm_struct, mmu, pinned_page, pte_pfn, pte_present, vma_cursor,
     vma_slot,
 )
@@ -22,9 +23,6 @@ from realmem._kernel.page_alloc cimport alloc_pages_node
 from realmem._kernel.page_free cimport get_page, put_page
 from realmem._kernel.pgtable cimport PTES_READ, pte_cursor, pte_first, pte_next
 from realmem._kernel.radix_tree cimport radix_load, radix_next
-from realmem._kernel.rmap cimport (
-    rmap_place, rmap_ranges, rmap_walk_begins, rmap_walk_missed,
-)
 from realmem._kernel.tlb cimport tlb_protect_locked
 from realmem._kernel.vmaindex cimport vma_first, vma_next
 from realmem._kernel.zap cimport set_page_dirty_locked
@@ -32,8 +30,8 @@ from realmem.compiler cimport (
     SEQ_CST, atomic64_add_return, atomic64_fetch_and,
 )
 from realmem.types cimport (
-    GFP_DIRECT_RECLAIM, GFP_HIGHUSER_MOVABLE, GFP_KSWAPD_RECLAIM, GFP_NOMEMALLOC, GFP_NOWARN,
-    PAGE_SHIFT, PAGE_SIZE, PG_dirty, PG_file, PG_uptodate, page, page_address, pfn_to_page,
+    GFP_HIGHUSER_MOVABLE, PAGE_SHIFT, PAGE_SIZE, PG_dirty, PG_file, PG_uptodate, page, page_address,
+    pfn_to_page,
 )
 
 cdef extern from *:
@@ -86,11 +84,8 @@ cdef extern from *:
 
 cdef enum:
     WINDOW = 16                 # pages that are read and written together
-    FEW = 32
     TRIES = 8
     FILE_FLAGS = 1 << PG_file | 1 << PG_uptodate
-    AHEAD_GFP = ((GFP_HIGHUSER_MOVABLE | GFP_NOMEMALLOC | GFP_NOWARN)
-                 & ~(GFP_DIRECT_RECLAIM | GFP_KSWAPD_RECLAIM))
 
 
 # ---- looking at the file ----------------------------------------------------
@@ -227,7 +222,7 @@ cdef int read_run(address_space* object, uint64_t first, uint64_t end, uint64_t 
     if wanted == NULL:
         return FAULT_OOM
     for i in range(first, end):
-        p = wanted if i == index else alloc_pages_node(u.m, nid, AHEAD_GFP, 0)
+        p = wanted if i == index else alloc_pages_node(u.m, nid, FOLIO_GFP, 0)
         if p == NULL and i > index:
             break
         if p == NULL:               # what came before it is no run with the page any more
@@ -464,51 +459,30 @@ cdef int64_t write_from(address_space* object, page** pages, uint64_t start, int
 # Mirrors: folio_mkclean() => page_vma_mkclean_one().
 # Returns: whether one may stay writable: pinned for a host call, or on its way to another VMA.
 cdef bint write_protect(address_space* object, uint64_t first, uint64_t last) noexcept nogil:
-    cdef int64_t begun
     cdef bint pinned = False
     cdef int _turn
     for _turn in range(TRIES):
-        begun = rmap_walk_begins(object.mmu)
-        pinned = protect_all(object, first, last)
-        if not rmap_walk_missed(object.mmu, begun):
+        pinned = False
+        if mapping_walk(object, first, last, protect_in, &pinned):
             return pinned
     return True
 
 
-cdef bint protect_all(address_space* object, uint64_t first, uint64_t last) noexcept nogil:
-    cdef rmap_place places[FEW]
-    cdef uint64_t ends[FEW]
-    cdef int64_t i, skip = 0
-    cdef int64_t n = FEW
-    cdef bint pinned = False
-    while n == FEW:
-        n = rmap_ranges(object.mmu, &object.i_mmap, first, last, places, ends, skip, FEW)
-        skip += n
-        for i in range(n):
-            mutex_lock(&places[i].mm.lock)
-            if places[i].mm.id == places[i].mm_id and places[i].mm.state == MM_LIVE:
-                pinned |= protect_in(places[i].mm, object, places[i].address, ends[i])
-            mutex_unlock(&places[i].mm.lock)
-    return pinned
-
-
-cdef bint protect_in(mm_struct* mm, address_space* object, uint64_t start,
-                     uint64_t end) noexcept nogil:
+cdef void protect_in(mm_struct* mm, address_space* object, uint64_t start, uint64_t end,
+                     void* pinned_ret) noexcept nogil:
     cdef vma_cursor cursor
     cdef vma_slot* slot = vma_first(&mm.vmas, start, &cursor)
     cdef pte_cursor c
     cdef uint64_t* pte
-    cdef bint pinned = False
     while slot != NULL and slot.start < end:
         if slot.vma.vm_object == object and slot.vma.vm_flags & VM_SHARED:
             tlb_protect_locked(mm, max(start, slot.start), min(end, slot.end), HOST_READ, True)
             pte = pte_first(&c, mm, max(start, slot.start), min(end, slot.end), PTES_READ)
             while pte != NULL:
                 if pte_present(pte[0]) and not pte[0] & PTE_SPECIAL:
-                    if mm.nr_pins != 0 and pinned_page(mm, pte[0]):
-                        pinned = True
+                    if pinned_page(mm, pte[0]):
+                        (<bint*>pinned_ret)[0] = True
                     elif pfn_to_page(mm.mmu.m, pte_pfn(pte[0])).mapping == object:
                         pte[0] &= ~<uint64_t>(PTE_RW | PTE_DIRTY)
                 pte = pte_next(&c)
         slot = vma_next(&cursor)
-    return pinned

@@ -5,7 +5,7 @@ from libc.string cimport memset
 
 from realmem._kernel.host_calls cimport mutex_lock, mutex_unlock
 from realmem._kernel.kernel_caches cimport SHMEM_INODE, kernel_alloc, kernel_free
-from realmem._kernel.lock_order cimport LOCK_SHMEM, check_mutex
+from realmem._kernel.lock_order cimport LOCK_ADDRESS_SPACE, check_mutex
 from realmem._kernel.mm_types cimport (
     MM_LIVE, address_space, linear_page_index, mm_struct, mmu, vm_area_struct, vma_cursor,
     vma_slot,
@@ -35,12 +35,12 @@ cdef address_space* mapping_create(mmu* u) noexcept nogil:
     if object == NULL:
         return NULL
     memset(object, 0, sizeof(address_space))
-    check_mutex(u.m, &object.lock, LOCK_SHMEM, 0)
+    check_mutex(u.m, &object.lock, LOCK_ADDRESS_SPACE, 0)
     object.refcount = 1
     object.mmu = u
     object.fd = object.write_fd = -1
     object.id = <uint64_t>atomic64_add_return(<int64_t*>&u.next_object_id, 1, SEQ_CST)
-    atomic64_add_return(&u.nr_shmem_objects, 1, SEQ_CST)
+    atomic64_add_return(&u.nr_address_spaces, 1, SEQ_CST)
     return object
 
 

@@ -8,7 +8,7 @@ from realmem.types cimport machine
 # From outside in: a lock may be taken while only such of lower ranks are held.
 cdef enum:
     LOCK_MM = 1                 # several: by ascending id
-    LOCK_SHMEM = 2
+    LOCK_ADDRESS_SPACE = 2
     LOCK_RMAP = 3
     LOCK_AREAS = 4
     LOCK_AREA = 5               # several: under areas_lock

@@ -244,7 +244,7 @@ cdef struct mmu:
     int64_t nr_dirty            # of those, changed and not yet written back
     int64_t pgpgin              # KiB read from files, and written to them
     int64_t pgpgout
-    int64_t nr_shmem_objects
+    int64_t nr_address_spaces
     int64_t nr_anon_mapped      # frames
     int64_t nr_file_mapped
     int64_t nr_mlock            # frames

@@ -167,7 +167,7 @@ cdef bint validate_objects(recount* r, mm_struct** mms, int64_t n) noexcept nogi
             expected[TASK_STRUCT] += 1
             expected[MM_STRUCT] += 1
             expected[VM_AREA_STRUCT] += mms[i].vmas.count
-    expected[SHMEM_INODE] = r.u.nr_shmem_objects
+    expected[SHMEM_INODE] = r.u.nr_address_spaces
     expected[RADIX_TREE_NODE] = objects_held(dedicated_cache(r.u.m, RADIX_TREE_NODE))
     expected[ANON_VMA] = objects_held(dedicated_cache(r.u.m, ANON_VMA))
     if r.u.vmap != NULL:

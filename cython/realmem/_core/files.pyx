@@ -117,18 +117,17 @@ cdef class Inode:
         """
         Write its changed frames in pages [first, last] to the file.
 
-        :return: 0, or the errno of a write that failed now or since the last one who asked.
+        :return: 0, or the errno of a write that failed; what it was to write stays changed.
         """
-        cdef int rc, before
+        cdef int rc
         if self.object == NULL:
             return 0
         self.users += 1
         with nogil:
-            rc = filemap_look(self.object)
+            filemap_look(self.object)
             rc = filemap_write_back(self.object, first, last)
         self.users -= 1
-        before, self.object.error = self.object.error, 0
-        return -(rc or before)
+        return -rc
 
     def sync(self):
         """

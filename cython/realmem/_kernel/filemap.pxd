@@ -19,7 +19,7 @@ cdef page* filemap_get_page(address_space* object, uint64_t index, int nid, bint
 cdef int filemap_mkwrite(address_space* object, page* p) noexcept nogil
 
 # Write the changed frames of pages [first, last] to the file; stores that come later change
-# them again.  What cannot be written stays changed, and object.error says why.
+# them again.  What cannot be written stays changed.
 # Context: no mm.lock held.
 # Mirrors: write_cache_pages(), folio_clear_dirty_for_io().
 # Returns: 0 or -errno.

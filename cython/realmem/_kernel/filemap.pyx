@@ -143,25 +143,30 @@ cdef int filemap_look(address_space* object) noexcept nogil:
     cdef int64_t now[3]
     cdef int64_t change = 0
     cdef uint64_t size = 0
+    cdef bint shrunk = False
     cdef int rc
     mutex_lock(&object.lock)
     rc = file_look(object.fd, now)
     if rc == 0:
         if not is_stamp(now, object.stamp):
             memcpy(object.stamp, now, sizeof(now))
+            object.shrunk |= <uint64_t>now[0] < object.i_size
             resize_locked(object, <uint64_t>now[0])
             object.changes += 1
             object.stale = object.changes
         change = object.stale
+        shrunk = object.shrunk
         size = object.size
     mutex_unlock(&object.lock)
     # Who comes meanwhile finds it stale, and helps.
     if change != 0:
-        mapping_drop(object, size, <uint64_t>-1, TAKE_ALL)
+        if shrunk:
+            mapping_drop(object, size, <uint64_t>-1, TAKE_ALL)
         if mapping_drop(object, 0, <uint64_t>-1, TAKE_CLEAN):
             mutex_lock(&object.lock)
             if object.stale == change:
                 object.stale = 0
+                object.shrunk = 0
             mutex_unlock(&object.lock)
     return rc
 
@@ -434,8 +439,6 @@ cdef int write_pages(address_space* object, uint64_t index, page** pages, int n)
                                                         << PAGE_SHIFT)):
             set_page_dirty_locked(object, pages[i])
         put_page(u.m, pages[i])
-    if rc != 0:
-        object.error = <int>rc
     mutex_unlock(&object.lock)
     return <int>rc
 

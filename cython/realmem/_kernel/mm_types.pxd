@@ -164,7 +164,7 @@ cdef struct address_space:
     int32_t is_file
     int32_t fd                  # to read by
     int32_t write_fd            # to write back by; -1 until it is mapped so that it may be
-    int32_t error               # -errno of a write-back that nobody was told of; lock
+    int32_t shrunk              # one of the changes cut off its end; lock
     uint64_t i_size             # bytes; lock
     int64_t nr_dirty            # frames; lock
     int64_t stamp[3]            # what fstat() said when its frames were last right; lock

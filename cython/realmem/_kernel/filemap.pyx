@@ -30,8 +30,8 @@ from realmem.compiler cimport (
     SEQ_CST, atomic64_add_return, atomic64_fetch_and,
 )
 from realmem.types cimport (
-    GFP_HIGHUSER_MOVABLE, PAGE_SHIFT, PAGE_SIZE, PG_dirty, PG_file, PG_uptodate, page, page_address,
-    pfn_to_page,
+    GFP_HIGHUSER_MOVABLE, PAGE_SHIFT, PAGE_SIZE, PG_dirty, PG_file, PG_uptodate, page,
+    page_address, pfn_to_page,
 )
 
 cdef extern from *:

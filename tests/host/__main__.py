@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
 from collections import Counter
 
 from host.run import EPISODE, Outcome, Replayer, Worlds, run
@@ -48,9 +49,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--faults", default="sigsegv", help="the machine's backend")
     parser.add_argument("--no-shrink", action="store_true")
     options = parser.parse_args(argv)
+    # Worlds live in children that may be killed: what they leave behind is removed here.
+    with tempfile.TemporaryDirectory(prefix="realmem-host-") as folder:
+        return go(options, folder)
+
+
+def go(options: argparse.Namespace, folder: str) -> int:
+    """Take the steps; where they part, shrink them."""
     without = {name for name in options.without.split(",") if name}
     worlds = Worlds(options.twice, frozenset(without),
-                    {"debug": options.debug, "faults": options.faults})
+                    {"debug": options.debug, "faults": options.faults}, folder)
     tell = (lambda text: print(f"\r{text}   ", end="", file=sys.stderr, flush=True)) \
         if sys.stderr.isatty() else (lambda text: None)
     outcome = run(worlds, options.seed, options.steps, options.jobs, options.each, tell)

@@ -16,6 +16,7 @@ import socket
 import struct
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -87,10 +88,11 @@ class Drivers:
     A family of drivers, by slots; slot 0 is the first one, which stays as it is.
 
     :param brk: where heaps begin.
+    :param keep: descriptors that they are to have, too.
     :ivar foreign: mappings that could not be taken away from the first one.
     """
 
-    def __init__(self, brk: int) -> None:
+    def __init__(self, brk: int, keep: Iterable[int] = ()) -> None:
         pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(SLOTS)]
         self._sockets = [ours for ours, _ in pairs]
         first = 600
@@ -104,7 +106,7 @@ class Drivers:
         self._child = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", CHILD, str(first), str(brk), path.origin, "0",
              str(STACK_LIMIT)],
-            pass_fds=fds, stdin=subprocess.DEVNULL,
+            pass_fds=[*fds, *keep], stdin=subprocess.DEVNULL,
             env={**os.environ, "GLIBC_TUNABLES": "glibc.pthread.rseq=0", "PYTHONMALLOC": "malloc"},
         )
         for fd in fds:

@@ -7,22 +7,36 @@ live VMA, limits lie a few pages from what is in use, and one argument in some i
 
 from __future__ import annotations
 
+import os
 import random
 from collections import deque
 from collections.abc import Collection
 
 from host.compare import Pair
-from host.ops import ACCESSES, ARENA, ARENA_PAGES, BASE, INFINITY, PAGE, WORD, Op, Vma
+from host.files import MOST_BYTES, SIZES
+from host.ops import (
+    ACCESSES,
+    ARENA,
+    ARENA_PAGES,
+    BASE,
+    INFINITY,
+    NOBODY,
+    OUTSIDE,
+    PAGE,
+    WORD,
+    Op,
+    Vma,
+)
 
 SLOTS = range(1, 9)
 FEWEST, MOST = 3, 6             # processes alive
 # Of the steps, in thousandths or so; every call well above 2 %.
 WEIGHTS = {
-    "mmap": 120, "munmap": 50, "mprotect": 70, "mremap": 70, "brk": 30, "madvise": 80,
-    "process_madvise": 28, "mincore": 26, "mlock": 28, "mlock2": 28, "munlock": 28,
-    "mlockall": 26, "munlockall": 28, "mseal": 25, "msync": 25, "prctl": 26,
-    "read": 75, "write": 110, "touch": 35, "fork": 27, "exit": 26, "spawn": 8,
-    "rlimit": 28, "capability": 12,
+    "mmap": 135, "munmap": 50, "mprotect": 70, "mremap": 70, "brk": 30, "madvise": 95,
+    "process_madvise": 30, "mincore": 30, "mlock": 30, "mlock2": 30, "munlock": 30,
+    "mlockall": 28, "munlockall": 28, "mseal": 28, "msync": 40, "prctl": 28,
+    "read": 80, "write": 120, "touch": 40, "fork": 32, "exit": 31, "spawn": 8,
+    "rlimit": 28, "capability": 12, "truncate": 30, "pwrite": 30, "drop": 28,
 }
 RW, READ, NONE = 3, 1, 0
 PRIVATE, SHARED, ANON, FIXED, NOREPLACE = 2, 1, 0x20, 0x10, 0x100000
@@ -30,15 +44,23 @@ GROWSDOWN, LOCKED, NORESERVE, POPULATE, NONBLOCK, STACK = (
     0x100, 0x2000, 0x4000, 0x8000, 0x10000, 0x20000)
 DROPPABLE = 8
 MAYMOVE, MREMAP_FIXED, DONTUNMAP = 1, 2, 4
+WRITABLE = "w-s", "wxs"
 PROTS = {RW: 48, READ: 14, NONE: 14, 2: 4, 7: 6, 5: 5, 4: 3, 0x0B: 2, 6: 2}
 KINDS = {PRIVATE | ANON: 78, SHARED | ANON: 14, ANON: 2, 3 | ANON: 1, PRIVATE: 1, SHARED: 1,
          DROPPABLE | ANON: 3}
+# Of a file: how it is shared, how it was opened, from where on it is mapped.
+FILE_KINDS = {PRIVATE: 47, SHARED: 47, 3: 3, 0: 1, DROPPABLE: 1, 5: 1}
+FILE_HOW = {os.O_RDWR: 70, os.O_RDONLY: 24, os.O_WRONLY: 6}
+FILE_OFFSETS = {0: 45, PAGE: 15, 2 * PAGE: 12, 4 * PAGE: 10, 9 * PAGE: 6, 20 * PAGE: 4, 1: 2,
+                1 << 62: 2, (1 << 63) - PAGE: 2, 1 << 63: 1, WORD - PAGE + 1: 1}
 EXTRAS = {POPULATE: 13, NONBLOCK: 3, LOCKED: 6, NORESERVE: 10, GROWSDOWN: 5, STACK: 3}
 # include/uapi/asm-generic/mman-common.h; poisoning (100, 101) would cost the host real memory.
 ADVICE = {4: 22, 8: 8, 9: 4, 0: 3, 1: 3, 2: 3, 3: 4, 10: 5, 11: 5, 12: 2, 13: 2, 14: 2, 15: 3,
           16: 3, 17: 3, 18: 6, 19: 3, 20: 4, 21: 4, 22: 6, 23: 6, 24: 4, 25: 2, 102: 12, 103: 8,
           5: 1, 26: 1, 99: 1, -1: 1}
 DONTNEED, FREE, COLD, PAGEOUT = 4, 8, 20, 21
+# What does something to a file's mapping: also REMOVE, WILLNEED, POPULATE_READ, POPULATE_WRITE.
+FILE_ADVICE = {DONTNEED: 20, 9: 14, 3: 14, COLD: 12, PAGEOUT: 14, 22: 8, 23: 8, 102: 6, 103: 4}
 PR_SET_VMA, PR_SET_THP, PR_GET_THP, PR_SET_MERGE, PR_GET_MERGE = (
     0x53564D41, 41, 42, 67, 68)
 HUGE = (WORD, WORD - PAGE + 2, 1 << 63, 1 << 47, (1 << 47) - PAGE, (1 << 47) - (1 << 30),
@@ -59,18 +81,23 @@ class Generator:
 
     :param seed: everything follows from it.
     :param without: names of steps to leave out, and of features: shared, growsdown,
-        lock, stack, names.
+        lock, stack, names, files.
     """
 
     def __init__(self, seed: int, without: Collection[str] = ()) -> None:
         self._random = random.Random(seed)
         self._without = frozenset(without)
-        self._weights = {name: weight for name, weight in WEIGHTS.items() if name not in without}
+        if "files" in self._without:
+            self._without |= {*OUTSIDE}
+        self._weights = {name: weight for name, weight in WEIGHTS.items()
+                         if name not in self._without}
         self._vmas: list[Vma] = []
         self._counts: tuple[int, ...] = (0, 0, 0)
         self._heap = BASE
         self._may_page_out = bool(seed % 2)
         self._recent: deque[tuple[int, int]] = deque(maxlen=24)     # (slot, address) accessed
+        self._stored: deque[tuple[int, int]] = deque(maxlen=8)      # (file, byte) stored to
+        self._sizes: tuple[int, ...] = SIZES
         self._slot = 0
 
     def start(self, heap: int) -> list[Op]:
@@ -84,8 +111,16 @@ class Generator:
 
     def next(self, pair: Pair) -> Op:
         """Make up one step."""
+        while not pair.fits(op := self._next(pair)):
+            pass
+        return op
+
+    def _next(self, pair: Pair) -> Op:
+        self._sizes = pair.sizes
         while True:
             name, = self._random.choices(list(self._weights), list(self._weights.values()))
+            if name in OUTSIDE:
+                return Op(NOBODY, name, getattr(self, f"_{name}")())
             free = [slot for slot in SLOTS if slot not in pair.alive]
             slot = self._pick(pair.alive)
             if name == "exit":
@@ -136,6 +171,17 @@ class Generator:
             if LOWEST <= near < BASE + ARENA_PAGES * PAGE:
                 return near
         return ARENA + self._random.randrange(ARENA_PAGES) * PAGE
+
+    def _file_range(self) -> tuple[int, int]:
+        """Give a range of a file's mapping, where there is one."""
+        mapped = [vma for vma in self._vmas if vma.file is not None]
+        if not mapped:
+            return self._range()
+        vma = self._random.choice(mapped)
+        pages = vma.end - vma.start >> 12
+        first = self._random.choice((0, 0, self._random.randrange(pages)))
+        n = self._random.choice((pages - first, self._random.randint(1, pages - first)))
+        return self._spoil(vma.start + first * PAGE, n * PAGE)
 
     def _range(self) -> tuple[int, int]:
         """Give a range of bytes: of live VMAs, mostly; beginning on a page, mostly."""
@@ -196,7 +242,10 @@ class Generator:
         pages = self._small()
         length = pages * PAGE - (r.choice((1, 4095, 2000)) if self._chance(6) else 0)
         flags, prot = self._weighted(KINDS), self._weighted(PROTS)
-        if "shared" in self._without or (flags & DROPPABLE and self._may_page_out):
+        file = "files" not in self._without and self._chance(28)
+        if file:
+            flags = self._weighted(FILE_KINDS)
+        elif "shared" in self._without or (flags & DROPPABLE and self._may_page_out):
             flags = PRIVATE | ANON
         for extra, percent in EXTRAS.items():
             if self._chance(percent):
@@ -227,6 +276,11 @@ class Generator:
             return WIDE, WIDE_BYTES, RW, PRIVATE | ANON | FIXED, 0
         if self._total() > 600 and not flags & FIXED:
             length = min(length, PAGE)
+        if file:
+            # As a stack it is refused; that needs few tries.
+            flags &= ~(GROWSDOWN if self._chance(80) else 0)
+            return (addr, length, prot, flags, self._weighted(FILE_OFFSETS),
+                    r.randrange(len(SIZES)), self._weighted(FILE_HOW))
         return addr, length, prot, flags, r.choice((PAGE, 5 * PAGE, 1, 4095)) \
             if self._chance(3) else 0
 
@@ -292,15 +346,20 @@ class Generator:
         return (to,)
 
     def _madvise(self) -> tuple[object, ...]:
+        if self._chance(20):
+            return *self._file_range(), self._possible(self._weighted(FILE_ADVICE))
         return *self._range(), self._advice()
 
     def _advice(self) -> int:
-        advice = self._weighted(ADVICE)
+        return self._possible(self._weighted(ADVICE))
+
+    def _possible(self, advice: int) -> int:
         # See differences: what has been given up, or is shared, would be reclaimed.
         if advice == FREE and self._may_page_out:
             return DONTNEED
         if advice == PAGEOUT and not (self._may_page_out
-                                      and all(vma.perms[3] == "p" for vma in self._vmas)):
+                                      and all(vma.file is not None or not vma.shared
+                                              for vma in self._vmas)):
             return COLD
         return advice
 
@@ -338,7 +397,8 @@ class Generator:
         return start, length, 0
 
     def _msync(self) -> tuple[object, ...]:
-        return *self._range(), self._random.choice((0, 1, 2, 4, 4, 5, 6, 7, 8, 2))
+        span = self._file_range() if self._chance(50) else self._range()
+        return *span, self._random.choice((0, 1, 2, 4, 4, 4, 4, 5, 6, 7, 8, 2))
 
     def _prctl(self) -> tuple[object, ...]:
         r = self._random
@@ -392,10 +452,61 @@ class Generator:
             place = self._random.randrange(start, end)
             self._recent.append((self._slot, place))
             return place, min(length, end - start), self._random.randrange(256), self._chance(85)
+        files = [(vma, vma.file) for vma in self._vmas if vma.file is not None
+                 and vma.perms[1:] in WRITABLE and vma.offset < self._sizes[vma.file]]
+        if files and self._chance(25):
+            place = self._file_place(*self._random.choice(files))
+            return place, self._bytes(), self._random.randrange(256), self._chance(50)
         return self._place(), self._bytes(), self._random.randrange(256), self._chance(50)
+
+    def _file_place(self, vma: Vma, file: int) -> int:
+        """Give an address where a file is, often the same again."""
+        r = self._random
+        n = min(vma.end - vma.start, self._sizes[file] - vma.offset)
+        before = [at - vma.offset for number, at in self._stored
+                  if number == file and 0 <= at - vma.offset < n]
+        at = r.choice(before) if before and self._chance(50) else r.randrange(n)
+        self._stored.append((file, vma.offset + at))
+        self._recent.append((self._slot, vma.start + at))
+        return vma.start + at
 
     def _touch(self) -> tuple[object, ...]:
         return self._place(), self._small(), self._chance(60)
+
+    # ---- files, from outside ----
+
+    def _a_place(self) -> tuple[int, int]:
+        """Give a file and a byte of it, often where something was stored to."""
+        if self._stored and self._chance(50):
+            return self._random.choice(self._stored)
+        number = self._random.randrange(len(SIZES))
+        return number, self._random.randint(0, self._sizes[number])
+
+    def _truncate(self) -> tuple[object, ...]:
+        r = self._random
+        number, to = self._a_place()
+        size = self._sizes[number]
+        kind = r.random()
+        if kind < 0.35:
+            to += r.choice((0, 1, 10, -10, 100, PAGE, -PAGE))
+        elif kind < 0.6:
+            to = (size & -PAGE) + r.choice((-3, -2, -1, 0, 1, 2, 4)) * PAGE
+        elif kind < 0.8:
+            to = size + r.choice((-1, 1, 100, -100, PAGE, -PAGE, 5000, -5000))
+        else:
+            to = r.choice((0, r.randint(0, 12) * PAGE, r.randint(0, 12) * PAGE))
+        return number, max(0, min(to, MOST_BYTES))
+
+    def _pwrite(self) -> tuple[object, ...]:
+        r = self._random
+        number, offset = self._a_place()
+        size = self._sizes[number]
+        offset = r.choice((offset, offset, size, size & -PAGE, 0, r.randrange(MOST_BYTES)))
+        n = r.choice((1, 8, 100, PAGE, r.randint(1, 3 * PAGE)))
+        return number, min(offset, MOST_BYTES - n), n, r.randrange(256)
+
+    def _drop(self) -> tuple[object, ...]:
+        return (self._random.randrange(len(SIZES)),)
 
     # ---- settings ----
 

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from host import driver
 from host.driver import Drivers
-from host.ops import BASE, INFINITY, PAGE, WORD, Answer, Look, Op, Vma, is_moved
+from host.files import Files
+from host.ops import BASE, INFINITY, NOBODY, PAGE, WORD, Answer, Look, Op, Vma, is_moved
 
 NR = {"mmap": 9, "mprotect": 10, "munmap": 11, "brk": 12, "mremap": 25, "msync": 26,
       "mincore": 27, "madvise": 28, "mlock": 149, "munlock": 150, "mlockall": 151,
@@ -47,15 +48,15 @@ def read_all(fd: int) -> bytes:
 
 
 def parse_maps(text: str, moved: int, numbers: dict[str, int]) -> list[Vma]:
-    """Read maps lines; `moved` is added to addresses, `numbers` gives objects by their inode."""
+    """Read maps lines; `moved` is added to addresses, `numbers` gives objects by their place."""
     vmas = []
     for line in text.splitlines():
-        span, perms, offset, _, inode, *name = line.split(None, 5)
+        span, perms, offset, device, inode, *name = line.split(None, 5)
         start, end = (int(word, 16) for word in span.split("-"))
         by = moved if is_moved(start + moved) else 0
         number = 0
         if inode != "0":
-            number = numbers.setdefault(inode, len(numbers) + 1)
+            number = numbers.setdefault(f"{device} {inode}", len(numbers) + 1)
         vmas.append(Vma(start + by, end + by, perms, int(offset, 16), number,
                         name[0] if name else ""))
     return vmas
@@ -95,15 +96,17 @@ class HostWorld:
 
     :param distance: how far below the top of the mmap area heaps begin.
     :param thp: whether they have huge pages.
+    :param folder: where its files are to lie.
     :ivar base: where that top is.
     :ivar names: whether VMAs can be given names.
     """
 
-    def __init__(self, distance: int, thp: bool = False) -> None:
+    def __init__(self, distance: int, thp: bool = False, folder: str | None = None) -> None:
         probe = Drivers(0)
         self.base = self._top(probe)
         probe.close()
-        self.drivers = Drivers(self.base - distance)
+        self.files = Files(folder)
+        self.drivers = Drivers(self.base - distance, [fd for fds in self.files.fds for fd in fds])
         self._moved = BASE - self.base
         self._numbers: dict[str, int] = {}
         self._processes: dict[int, _Process] = {}
@@ -125,17 +128,22 @@ class HostWorld:
         for slot in list(self._processes):
             self._end(slot)
         self._numbers.clear()
+        self.files.reset()
 
     def close(self) -> None:
         """End every process and what they come from."""
         for process in self._processes.values():
             process.close()
         self.drivers.close()
+        self.files.close()
 
     # ---- steps ----
 
     def apply(self, op: Op) -> Answer:
         """Take a step."""
+        if op.slot == NOBODY:
+            getattr(self.files, op.name)(*op.args)
+            return Answer("ok")
         if op.name == "spawn":
             self._born(0, op.slot, LIMITS_AT_FIRST, self.may_set_capabilities)
             return Answer("ok")
@@ -161,8 +169,9 @@ class HostWorld:
         return _answer(self.drivers.call(op.slot, NR[op.name], *args))
 
     def _mmap(self, op: Op) -> Answer:
-        addr, length, prot, flags, offset = (_int(arg) for arg in op.args)
-        ret = self.drivers.call(op.slot, NR["mmap"], self._there(addr), length, prot, flags, -1,
+        addr, length, prot, flags, offset, *file = (_int(arg) for arg in op.args)
+        fd = self.files.fds[file[0]][file[1]] if file else -1
+        ret = self.drivers.call(op.slot, NR["mmap"], self._there(addr), length, prot, flags, fd,
                                 offset)
         return self._address(ret)
 
@@ -266,7 +275,7 @@ class HostWorld:
         process = self._processes[slot]
         lines = read_all(process.maps).decode().splitlines(keepends=True)
         kept = "".join(line for line in lines if not self._is_ours(line))
-        vmas = parse_maps(kept, self._moved, self._numbers)
+        vmas = parse_maps(self.files.shorten(kept), self._moved, self._numbers)
         found = {name: int(kb) // 4 for name, kb in STATUS.findall(read_all(process.status))}
         counts = (found[b"VmLck"], found[b"VmSize"] - driver.OWN_BYTES // PAGE,
                   found[b"VmData"] - driver.DATA_BYTES // PAGE)
@@ -306,6 +315,13 @@ class HostWorld:
     def smaps(self, slot: int) -> str:
         """Give the text of smaps."""
         return read_all(self._processes[slot].smaps).decode()
+
+    def mapped_bytes(self, number: int) -> bytes:
+        """Give what whoever maps a file finds in it."""
+        return self.files.read(number)
+
+    def sync(self, number: int) -> None:
+        """Have what processes stored to a file written to it: it is at once."""
 
     def _is_ours(self, line: str) -> bool:
         start = int(line.split("-", 1)[0], 16)

@@ -26,7 +26,12 @@ CALLS = ("mmap", "munmap", "mprotect", "mremap", "brk", "madvise", "process_madv
          "mlock", "mlock2", "munlock", "mlockall", "munlockall", "mseal", "msync", "prctl")
 ACCESSES = ("read", "write", "touch")
 LIFE = ("spawn", "fork", "exit")
+# What is done to the files from outside, by no process: its slot is NOBODY.
+OUTSIDE = ("truncate", "pwrite", "drop")
+NOBODY = 0
 SETTINGS = ("rlimit", "capability")
+POPULATE, NONBLOCK = 0x8000, 0x10000
+MS_SYNC = 4
 # Which arguments are addresses of the process.
 ADDRESSES = {"mmap": (0,), "munmap": (0,), "mprotect": (0,), "mremap": (0, 4), "brk": (0,),
              "madvise": (0,), "mincore": (0,), "mlock": (0,), "mlock2": (0,), "munlock": (0,),
@@ -37,11 +42,13 @@ class Op(NamedTuple):
     """
     One step.
 
-    :ivar slot: the process that takes it; for spawn the one that begins.
-    :ivar name: one of CALLS, ACCESSES, LIFE or SETTINGS.
-    :ivar args: as the system call has them: mmap (addr, length, prot, flags, offset);
-        process_madvise (((addr, length), ...), advice); read, write (addr, n, seed, raw);
-        touch (addr, pages, write); fork (slot); rlimit (name, bytes); capability (name, on).
+    :ivar slot: the process that takes it; for spawn the one that begins; NOBODY.
+    :ivar name: one of CALLS, ACCESSES, LIFE, SETTINGS or OUTSIDE.
+    :ivar args: as the system call has them: mmap (addr, length, prot, flags, offset), and of a
+        file (..., its number, O_RDONLY, O_WRONLY or O_RDWR); process_madvise (((addr, length),
+        ...), advice); read, write (addr, n, seed, raw); touch (addr, pages, write); fork (slot);
+        rlimit (name, bytes); capability (name, on); truncate (file, bytes); pwrite (file,
+        offset, n, seed); drop (file).
     """
 
     slot: int
@@ -94,6 +101,21 @@ class Vma(NamedTuple):
     object: int
     name: str
 
+    @property
+    def file(self) -> int | None:
+        """The number of the file that it maps."""
+        return int(self.name[4:]) if self.name.startswith("file") else None
+
+    @property
+    def shared(self) -> bool:
+        """Whether it is MAP_SHARED."""
+        return self.perms[3] == "s"
+
+    def overlap(self, start: int, end: int) -> range:
+        """Which of its pages, counted from its start, lie in a range of bytes in part at least."""
+        first, last = max(start, self.start), min(end, self.end)
+        return range(first - self.start >> 12, last - self.start + PAGE - 1 >> 12)
+
     def __str__(self) -> str:
         rest = f" {self.offset:#x} object {self.object}" if self.object else ""
         return f"{spell(self.start)} .. {spell(self.end)} {self.perms}{rest} {self.name}".rstrip()
@@ -116,6 +138,11 @@ class Look:
     frames: tuple[tuple[int, ...] | None, ...]
 
 
+def pattern(seed: int, n: int) -> bytes:
+    """Give the bytes that a write stores."""
+    return (bytes(range(256)) * (n // 256 + 2))[seed & 255:][:n]
+
+
 def spell(address: int) -> str:
     """Write an address as a script would."""
     if abs(address - BASE) <= REACH:
@@ -128,6 +155,35 @@ def spell(address: int) -> str:
 def is_moved(address: int) -> bool:
     """Whether an address moves along with BASE."""
     return abs(address - BASE) <= REACH
+
+
+def brought(op: Op, answer: Answer) -> list[tuple[int, int]]:
+    """Give the ranges whose pages a step has faulted in, as far as there are any."""
+    if answer.kind != "ok":
+        return []
+    if op.name == "mmap" and int(str(op.args[3])) & (POPULATE | NONBLOCK) == POPULATE:
+        return _range(answer.value, op.args[1])
+    if op.name == "touch":
+        start = int(str(op.args[0])) & -PAGE
+        return _range(start, int(str(op.args[1])) * PAGE)
+    populates = op.name == "madvise" and op.args[2] in (22, 23) and op.args[1] != 0
+    if op.name in ("read", "write", "mlock") or populates:
+        return _range(*op.args[:2])
+    return []
+
+
+def synced(op: Op, answer: Answer) -> list[tuple[int, int]]:
+    """Give the ranges that a step has written back, what of them is mapped."""
+    if op.name != "msync" or not int(str(op.args[2])) & MS_SYNC or (
+            answer.kind != "ok" and answer.value != errno.ENOMEM):
+        return []
+    found = _range(*op.args[:2])
+    return [(start, end) for start, end in found if end < 1 << 63]
+
+
+def _range(start: object, length: object) -> list[tuple[int, int]]:
+    first = int(str(start))
+    return [(first, first + int(str(length)))]
 
 
 def touched(op: Op, answer: Answer) -> list[tuple[int, int]]:

@@ -8,7 +8,9 @@ read what is PROT_NONE.
 from __future__ import annotations
 
 import ctypes
+import os
 
+from host.files import MOST_BYTES, Files
 from host.host_world import (
     LIMITS_AT_FIRST,
     MOST_PAGES,
@@ -18,7 +20,19 @@ from host.host_world import (
     WORD_MASK,
     parse_maps,
 )
-from host.ops import BASE, INFINITY, PAGE, WORD, Answer, Look, Op, Vma, is_moved
+from host.ops import (
+    BASE,
+    INFINITY,
+    NOBODY,
+    PAGE,
+    WORD,
+    Answer,
+    Look,
+    Op,
+    Vma,
+    is_moved,
+    pattern,
+)
 
 import realmem as rm
 
@@ -37,29 +51,25 @@ def fnv(data: bytes) -> int:
     return value
 
 
-def pattern(seed: int, n: int) -> bytes:
-    """Give the bytes that a write stores."""
-    return (bytes(range(256)) * (n // 256 + 2))[seed & 255:][:n]
-
-
 class RealWorld:
     """
-    Processes of one machine.
+    Processes of one machine, and one that only looks at files.
 
     :param thp: whether they have huge pages.
+    :param folder: where its files are to lie.
     """
 
-    def __init__(self, thp: bool = False, **options: object) -> None:
+    def __init__(self, thp: bool = False, folder: str | None = None, **options: object) -> None:
         self.thp = thp
+        self.files = Files(folder)
         self.machine = rm.Machine(**{"nodes": 1, "memory": MEMORY, **options})
         self._numbers: dict[str, int] = {}
         self._processes: dict[int, rm.Process] = {}
         self._moved: dict[int, int] = {}
-        first = self.machine.spawn("probe")
-        at = first.mmap(None, PAGE, 0, ANON)
-        self.distance = at + PAGE - first.brk()
-        first.munmap(at, PAGE)
-        first.exit()
+        self._outside = self.machine.spawn("outside")
+        at = self._outside.mmap(None, PAGE, 0, ANON)
+        self.distance = at + PAGE - self._outside.brk()
+        self._outside.munmap(at, PAGE)
 
     def reset(self) -> None:
         """End every process."""
@@ -68,15 +78,19 @@ class RealWorld:
         self._processes.clear()
         self._numbers.clear()
         self.machine.check()
+        self.files.reset()
 
     def close(self) -> None:
         """Close the machine."""
         self.machine.close()
+        self.files.close()
 
     # ---- steps ----
 
     def apply(self, op: Op) -> Answer:
         """Take a step."""
+        if op.slot == NOBODY:
+            return self._from_outside(op)
         try:
             return self._apply(op)
         except FAULTS as fault:
@@ -119,9 +133,10 @@ class RealWorld:
             (p.capabilities.add if args[1] else p.capabilities.discard)(args[0])
             return Answer("ok")
         if op.name == "mmap":
-            addr, length, prot, flags, offset = args
+            addr, length, prot, flags, offset, *file = args
+            fd = self.files.fds[file[0]][file[1]] if file else None
             there = self._there(op.slot, addr)
-            return self._address(op, p.mmap(there, length, prot, flags, None, offset))
+            return self._address(op, p.mmap(there, length, prot, flags, fd, offset))
         if op.name == "process_madvise":
             ranges = [(self._there(op.slot, addr), length) for addr, length in args[0]]
             return Answer("ok", p.process_madvise(ranges, args[1]))
@@ -135,6 +150,16 @@ class RealWorld:
                 args[at] = self._there(op.slot, args[at])
         value = getattr(p, op.name)(*args)
         return self._address(op, value) if op.name in ("mremap", "brk") else Answer("ok", value)
+
+    def _from_outside(self, op: Op) -> Answer:
+        if op.name == "drop":
+            self.machine.drop_caches(1)
+            return Answer("ok")
+        if op.name == "pwrite":
+            number, offset, n, _ = op.args
+            self.sync(number, offset, n)        # see differences
+        getattr(self.files, op.name)(*op.args)
+        return Answer("ok")
 
     def _access(self, p: rm.Process, op: Op) -> Answer:
         address, n = self._there(op.slot, op.args[0]), op.args[1]
@@ -189,7 +214,7 @@ class RealWorld:
     def look(self, slot: int) -> Look:
         """See what there is of a process."""
         p, moved = self._processes[slot], self._moved[slot]
-        vmas = parse_maps(p.maps(), moved, self._numbers)
+        vmas = parse_maps(self.files.shorten(p.maps()), moved, self._numbers)
         found = {name: int(kb) // 4 for name, kb in STATUS.findall(p.status().encode())}
         counts = (found[b"VmLck"], found[b"VmSize"], found[b"VmData"])
         words: list[tuple[int, ...] | None] = []
@@ -217,6 +242,24 @@ class RealWorld:
         """Give the text of smaps."""
         return self._processes[slot].smaps()
 
+    def mapped_bytes(self, number: int) -> bytes:
+        """Give what whoever maps a file finds in it."""
+        size = self.files.sizes()[number]
+        at = self._outside.mmap(None, max(size, 1), rm.PROT_READ, rm.MAP_SHARED,
+                                self.files.fds[number][os.O_RDWR])
+        try:
+            return self._outside.read(at, size)
+        finally:
+            self._outside.munmap(at, max(size, 1))
+
+    def sync(self, number: int, offset: int = 0, n: int = MOST_BYTES) -> None:
+        """Have what processes stored to a part of a file written to it, as msync() would."""
+        status = os.fstat(self.files.fds[number][os.O_RDWR])
+        inode = self.machine._paging.mmu.inodes.get((status.st_dev, status.st_ino))
+        if inode is not None and offset < status.st_size:
+            # Without msync()'s fdatasync(), which takes long.
+            assert inode.write_back(offset // PAGE, (offset + n - 1) // PAGE) == 0
+
     @staticmethod
     def _vma(vma: object, moved: int) -> Vma:
         perms = "".join(letter if vma.prot & bit else "-"
@@ -233,4 +276,4 @@ class RealWorld:
         return Answer("ok", here if is_moved(here) else value)
 
 
-__all__ = ["LIMITS_AT_FIRST", "RealWorld", "fnv", "pattern"]
+__all__ = ["LIMITS_AT_FIRST", "RealWorld", "fnv"]

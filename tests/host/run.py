@@ -61,12 +61,14 @@ class Worlds:
     :param twice: both are the host's.
     :param without: what the generator leaves out.
     :param options: of the machine.
+    :param folder: where the worlds' files are to lie.
     """
 
     def __init__(self, twice: bool = False, without: frozenset[str] = frozenset(),
-                 options: dict[str, object] | None = None) -> None:
+                 options: dict[str, object] | None = None, folder: str | None = None) -> None:
         self._twice = twice
         self._options = options or {}
+        self._folder = folder
         self._host: HostWorld | None = None
         self._other: HostWorld | None = None
         self.without = without
@@ -76,16 +78,16 @@ class Worlds:
     def pair(self) -> Iterator[Pair]:
         """Give a pair that has no processes yet."""
         if self._twice:
-            self._host = self._host or HostWorld(HEAP_DISTANCE)
-            self._other = self._other or HostWorld(HEAP_DISTANCE)
+            self._host = self._host or HostWorld(HEAP_DISTANCE, folder=self._folder)
+            self._other = self._other or HostWorld(HEAP_DISTANCE, folder=self._folder)
             yield Pair(self._host, self._other)
             return
         from host.real_world import RealWorld
 
-        world = RealWorld(**self._options)
+        world = RealWorld(folder=self._folder, **self._options)
         try:
             if self._host is None:
-                self._host = HostWorld(world.distance)
+                self._host = HostWorld(world.distance, folder=self._folder)
             self.heap = BASE - world.distance
             if not self._host.names:
                 self.without |= {"names"}
@@ -116,6 +118,7 @@ def episode(worlds: Worlds, seed: int, steps: int, note: Callable[[Op], None]) -
                     fixed = int(str(op.args[3])) & 0x100010
                     outcome.maps["fixed" if fixed else "not fixed"] += 1
             pair.compare_all()
+            pair.sync()
             pair.reset()
         except Parted as parted:
             outcome.divergence = Divergence(len(ops) - 1, parted.what, parted.left, parted.right)

@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable
 
 from host.compare import Divergence
-from host.ops import ADDRESSES, Answer, Op, spell
+from host.files import SIZES
+from host.ops import ADDRESSES, NOBODY, Answer, Op, spell
 
 Fails = Callable[[list[Op]], Divergence | None]
 
@@ -66,7 +67,7 @@ def _plain(ops: list[Op], last: Divergence, fails: Fails, until: float
 
 HEAD = '''\
 """{what}"""
-import realmem as rm
+{more}import realmem as rm
 
 machine = rm.Machine(nodes=1, memory="64M")
 
@@ -91,7 +92,7 @@ def raw_write(p, at, data):
 def step(call, *args):
     try:
         value = call(*args)
-    except (OSError, rm.SegmentationFault, MemoryError) as error:
+    except (OSError, rm.SegmentationFault, rm.BusError, MemoryError) as error:
         value = repr(error)
     if isinstance(value, int) and abs(value - base) < 1 << 38:
         value = f"base {{value - base:+#x}}"
@@ -101,12 +102,40 @@ def step(call, *args):
 '''
 
 
+FILES = '''\
+folder = tempfile.TemporaryDirectory()
+files = []          # of each, descriptors by how it is opened: O_RDONLY, O_WRONLY, O_RDWR
+for number, size in enumerate({sizes}):
+    path = os.path.join(folder.name, f"file{{number}}")
+    with open(path, "wb") as file:
+        file.write(bytes((80 * number + 5 * (at // 4096) + at) % 256 for at in range(size)))
+    files.append([os.open(path, how) for how in (os.O_RDONLY, os.O_WRONLY, os.O_RDWR)])
+outside = machine.spawn()
+
+
+def sync(number, offset, n):
+    size = os.fstat(files[number][2]).st_size
+    at = outside.mmap(None, max(size, 1), rm.PROT_READ, rm.MAP_SHARED, files[number][2])
+    first, end = offset & -4096, min(offset + n, size)
+    if offset < end:
+        outside.msync(at + first, end - first, rm.MS_SYNC)
+    outside.munmap(at, max(size, 1))
+
+'''
+
+
 def script(taken: list[tuple[Op, Answer]], divergence: Divergence) -> str:
     """Write steps as a program, with the host's answers beside them."""
-    lines = [HEAD.format(what=divergence.what)]
+    files = any(op.slot == NOBODY or (op.name == "mmap" and len(op.args) > 5) for op, _ in taken)
+    lines = [HEAD.format(what=divergence.what, more="import os\nimport tempfile\n\n" * files)]
+    if files:
+        lines.append(FILES.format(sizes=SIZES))
     spawned = 0
     for op, answer in taken:
         p = f"p{op.slot}"
+        if op.slot == NOBODY:
+            lines += _outside(op)
+            continue
         if op.name == "spawn":
             spawned += 1
             lines.append(f"{p}, base = spawn()")
@@ -128,18 +157,34 @@ def script(taken: list[tuple[Op, Answer]], divergence: Divergence) -> str:
     return "\n".join(lines)
 
 
+def _outside(op: Op) -> list[str]:
+    """Write down what is done to a file from outside."""
+    number, *args = op.args
+    if op.name == "truncate":
+        return [f"os.ftruncate(files[{number}][2], {args[0]:#x})"]
+    if op.name == "pwrite":
+        offset, n, seed = args
+        return [f"sync({number}, {offset:#x}, {n})",
+                f"os.pwrite(files[{number}][2], {_data(seed, n)}, {offset:#x})"]
+    return ["machine.drop_caches(1)"]
+
+
+def _data(seed: object, n: object) -> str:
+    return f"bytes(({seed} + i) % 256 for i in range({n}))"
+
+
 def _arguments(op: Op) -> list[str]:
     args = list(op.args)
     if op.name == "process_madvise":
         ranges = ", ".join(f"({spell(start)}, {length:#x})" for start, length in args[0])
         return [f"[{ranges}]", str(args[1])]
     if op.name in ("read", "write"):
-        data = f"bytes(({args[2]} + i) % 256 for i in range({args[1]}))"
-        return [spell(args[0]), str(args[1]) if op.name == "read" else data]
+        return [spell(args[0]), str(args[1]) if op.name == "read" else _data(args[2], args[1])]
     if op.name == "touch":
         return [spell(args[0]), f"{args[1] * 4096 - args[0] % 4096:#x}", str(args[2])]
     if op.name == "mmap":
-        args.insert(4, None)
+        file = "files[{}][{}]".format(*args[5:]) if len(args) > 5 else "None"
+        return [spell(args[0]), *(f"{arg:#x}" for arg in args[1:4]), file, f"{args[4]:#x}"]
     at = ADDRESSES.get(op.name, ())
     words = []
     for i, arg in enumerate(args):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 
 import pytest
@@ -12,6 +13,7 @@ pytestmark = pytest.mark.skipif(
     platform.machine() != "x86_64", reason="the drivers of the host's side are x86-64 code")
 
 RW, READ, NONE = 3, 1, 0
+PRIVATE = 2
 ANON, SHARED, FIXED, LOCKED, GROWS = 0x22, 0x21, 0x10, 0x2000, 0x100
 GUARD, UNGUARD, DONTNEED = 102, 103, 4
 MOVE, DONTUNMAP = 3, 7
@@ -21,6 +23,10 @@ FORK = Op(1, "fork", (2,))
 
 def mapped(pages: int, flags: int = ANON, at: int = A, prot: int = RW) -> Op:
     return Op(1, "mmap", (at, pages * PAGE, prot, flags | FIXED, 0))
+
+
+def mapped_file(pages: int, flags: int) -> Op:
+    return Op(1, "mmap", (A, pages * PAGE, RW, flags | FIXED, 0, 0, os.O_RDWR))
 
 
 def advised(page: int, pages: int, advice: int) -> Op:
@@ -116,6 +122,13 @@ FOUND = {
     "MADV_REMOVE takes all of the range":
         [mapped(3, SHARED), Op(1, "write", (A, 3 * PAGE, 1, False)), advised(0, 2, 9),
          Op(1, "read", (A, 3 * PAGE, 0, False))],
+    "a store behind the end of a file leaves an anon_vma":
+        [mapped_file(4, PRIVATE), Op(0, "truncate", (0, 2 * PAGE)),
+         Op(1, "mlock", (A + PAGE, 2 * PAGE)), Op(1, "write", (A + 3 * PAGE, 1, 1, False)),
+         Op(1, "munlockall")],
+    "guard regions in a private mapping of a file need no anon_vma: a child's VMAs merge":
+        [mapped_file(3, PRIVATE), Op(1, "mprotect", (A, PAGE, READ)), advised(0, 3, GUARD), FORK,
+         Op(2, "mprotect", (A, PAGE, RW))],
     "a refused fixed map over a hole":
         [mapped(2), Op(1, "mmap", (1 << 47, PAGE, RW, ANON | FIXED, 0))],
 }

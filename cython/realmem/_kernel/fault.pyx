@@ -374,6 +374,9 @@ cdef int do_fault(vm_fault* f) noexcept nogil:
     cdef int rc = FAULT_OK
     cdef page* p
     kind_known(f, KIND_COW if copies else KIND_SHARED)
+    # Before the page is looked for: behind the end it is there all the same.
+    if copies and vma.anon_vma == NULL and anon_vma_prepare(mm, vma) != 0:
+        return FAULT_OOM
     if f.access != FAULT_WRITE and mm.mmu.fault_around > PAGE_SIZE:
         fault_around(f)
         if f.pte[0] != 0:

@@ -7,7 +7,7 @@ from realmem._kernel.mm_lock cimport lock_task, unlock_task
 from realmem._kernel.mm_run cimport free_tables_locked
 from realmem._kernel.mm_types cimport (
     HOST_NOACC, HOST_READ, PTE_ACCESSED, PTE_DIRTY, PTE_GUARD, PTE_PRESENT, PTE_PROTNONE, PTE_RW,
-    PTE_SOFT_DIRTY, PTE_SPECIAL, VM_MAYSHARE, mm_struct, pte_pfn, pte_present, vma_slot,
+    PTE_SOFT_DIRTY, PTE_SPECIAL, mm_struct, pte_pfn, pte_present, vma_slot,
 )
 from realmem._kernel.pgtable cimport (
     PTES_ALIKE, PTES_READ, clear_pte_locked, pte_alloc_locked,
@@ -51,8 +51,8 @@ cdef int install_guards(mm_struct* mm, uint64_t start, uint64_t end) noexcept no
     cdef uint64_t* pte
     if slot == NULL:
         return -ENOMEM
-    # Private memory: so that a child inherits them.
-    if not slot.vma.vm_flags & VM_MAYSHARE and anon_vma_prepare(mm, slot.vma) != 0:
+    # Private memory that is no file's: so that a child inherits them, as in Linux.
+    if slot.vma.vm_object == NULL and anon_vma_prepare(mm, slot.vma) != 0:
         return -ENOMEM
     zap_range_locked(mm, start, end, False)
     while addr < end:

@@ -177,13 +177,13 @@ def synced(op: Op, answer: Answer) -> list[tuple[int, int]]:
     if op.name != "msync" or not int(str(op.args[2])) & MS_SYNC or (
             answer.kind != "ok" and answer.value != errno.ENOMEM):
         return []
-    found = _range(*op.args[:2])
-    return [(start, end) for start, end in found if end < 1 << 63]
+    return _range(*op.args[:2])
 
 
 def _range(start: object, length: object) -> list[tuple[int, int]]:
-    first = int(str(start))
-    return [(first, first + int(str(length)))]
+    first, n = int(str(start)), int(str(length))
+    # A length that wraps around is that of no range; some calls answer 0 to it.
+    return [(first, first + n)] if first + n < 1 << 63 else []
 
 
 def touched(op: Op, answer: Answer) -> list[tuple[int, int]]:

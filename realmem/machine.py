@@ -17,6 +17,7 @@ from realmem.memmap import NodeRange, lay_out, parse_zones
 from realmem.node import Node, NodeSpec, ResolvedNode, cpu_map, resolve
 from realmem.overview import Overview
 from realmem.slab_debug import SlabDebug, parse_slab_debug
+from realmem.swapfile import MAX_PRIORITY, Kswapd, Swaps
 from realmem.zonelist import build_zonelists, fallback_orders
 
 if TYPE_CHECKING:
@@ -151,6 +152,7 @@ class Machine(Overview):
             None if host_vmas is None else as_int(host_vmas, "host_vmas", 1),
         )
         self._paging: Paging | None = None
+        self._swaps: Swaps | None = None
         self._process_table: ProcessTable | None = None
         self._making = threading.RLock()        # of what is made when it is first needed
         self._finishing = threading.Lock()      # taken once, by whoever closes
@@ -419,6 +421,78 @@ class Machine(Overview):
         if which & 2:
             for cache in list(self.kmem_caches.values()):
                 cache.shrink()
+
+    # ---- swap and reclaim ----
+
+    def swapon(
+        self, path: str | os.PathLike[str], size: int | None = None, priority: int = -1
+    ) -> None:
+        """
+        Have anonymous pages that were not used for long go to a file (mm/swapfile.c).
+
+        :param path: a swap file, as mkswap(8) makes it.
+        :param size: bytes; the file is made, and what it held is lost.
+        :param priority: 0 to 32767; of areas that have room that of the highest is used, those
+            alike in turn.  -1: below all others so far.
+        :raises OSError: EINVAL, no swap file, one with holes, too small or too large, or a
+            priority out of range; EBUSY, it is in use; EPERM, too many; ENOSPC and what else
+            the host says.
+        """
+        self._allocator.check_alive()
+        priority = as_int(priority, "priority")
+        if not -1 <= priority <= MAX_PRIORITY:
+            raise OSError(errno.EINVAL, f"a priority is -1 to {MAX_PRIORITY}: {priority}")
+        self._get_swaps().on(path, None if size is None else as_int(size, "size"), priority)
+
+    def swapoff(self, path: str | os.PathLike[str]) -> None:
+        """
+        Bring every page of a swap area back, and use it no more.
+
+        :raises OSError: EINVAL, ENOENT: it is none; ENOMEM: there is no room for its pages; EIO:
+            one cannot be read.  It stays a swap area then.
+        """
+        self._allocator.check_alive()
+        live = {} if self._process_table is None else self._process_table.live
+        self._get_swaps().off(path, lambda: [process.mm.core for process in list(live.values())])
+
+    def reclaim(self, nr_pages: int, node: int | None = None) -> int:
+        """
+        Take back pages that were not used for long (mm/vmscan.c:user_proactive_reclaim()).
+
+        :param nr_pages: how many are wanted.
+        :param node: of which node; of all, beginning with the caller's.
+        :return: pages that became free.
+        :raises ValueError: no such node, or a negative number.
+        """
+        self._allocator.check_alive()
+        nr_pages = as_int(nr_pages, "nr_pages")
+        nid = -1 if node is None else as_int(node, "node")
+        if nr_pages < 0 or (node is not None and not 0 <= nid < len(self.nodes)):
+            raise ValueError(f"no node {node}, or a negative number of pages: {nr_pages}")
+        mmu = self._paging.mmu if self._paging is not None else None
+        return 0 if mmu is None or nr_pages == 0 else int(mmu.reclaim(nr_pages, nid))
+
+    def kswapd(self, node: int) -> Kswapd:
+        """
+        Look at a node's background reclaim: it runs once something could be taken back, that is
+        from the first swapon() or the first mapped file on.
+
+        :raises ValueError: no such node.
+        """
+        self._allocator.check_alive()
+        if not 0 <= as_int(node, "node") < len(self.nodes):
+            raise ValueError(f"no node {node}")
+        mmu = self._paging.mmu if self._paging is not None else None
+        return Kswapd(*mmu.kswapd(node)) if mmu is not None else Kswapd(False, 0, 0)
+
+    def _get_swaps_text(self) -> str:
+        return (self._swaps or Swaps(None)).text()
+
+    def _get_swaps(self) -> Swaps:
+        with self._making:
+            if self._swaps is None:
+                self._swaps = Swaps(self._get_paging())
+            return self._swaps
 
     # ---- contexts ----
 

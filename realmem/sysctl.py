@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from realmem.arguments import as_int
-from realmem.mm.settings import RANGES, VmSettings
+from realmem.mm.settings import RANGES, VmSettings, attribute
 from realmem.watermark import MIN_PERCPU_PAGELIST_HIGH_FRACTION, default_min_free_kbytes
 from realmem.zonecalc import VmKnobs, lowmem_pages, node_shapes, setup_per_zone
 
@@ -161,7 +161,7 @@ class Sysctl(MutableMapping[str, Any]):
 
 
 def _field(name: str) -> str:
-    return name.removeprefix("vm.")
+    return attribute(name)
 
 
 def boot_sysctl(machine: Any) -> Sysctl:

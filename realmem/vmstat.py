@@ -122,9 +122,15 @@ def node_counters(machine: Any, nid: int) -> dict[str, int]:
     counters["nr_file_pages"] = frames["shmem"] + frames["file"]
     counters["nr_dirty"] = frames["dirty"]
     counters["nr_mapped"] = frames["mapped"]
-    # Nothing ages pages yet: what may be evicted stands where new pages begin.
-    counters["nr_inactive_anon"] = frames["anon"] + frames["shmem"] - frames["mlocked"]
-    counters["nr_inactive_file"] = frames["file"] - frames["mlocked_file"]
+    # By what they are; new ones wait in their threads' lists before they are on any.
+    counters["nr_active_anon"] = frames["active"]
+    counters["nr_active_file"] = frames["active_file"]
+    counters["nr_inactive_anon"] = (
+        frames["anon"] + frames["shmem"] - frames["mlocked"] - frames["active"]
+    )
+    counters["nr_inactive_file"] = (
+        frames["file"] - frames["mlocked_file"] - frames["active_file"]
+    )
     counters["nr_unevictable"] = frames["mlocked"] + frames["mlocked_file"]
     counters["nr_page_table_pages"] = frames["table"]
     counters["nr_slab_reclaimable"] = frames["slab_reclaimable"]
@@ -138,7 +144,7 @@ _EVENTS_OF_THE_MACHINE = frozenset(VM_EVENT_ITEMS) - frozenset(_of_zones("pgallo
 _FRAME_ITEMS = frozenset(
     """
     nr_anon_pages nr_shmem nr_file_pages nr_dirty nr_mapped nr_inactive_anon nr_inactive_file
-    nr_unevictable nr_mlock
+    nr_active_anon nr_active_file nr_unevictable nr_mlock
     nr_page_table_pages nr_slab_reclaimable nr_slab_unreclaimable nr_anon_transparent_hugepages
     """.split()
 )

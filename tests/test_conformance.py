@@ -45,5 +45,5 @@ def test_a_wrong_ledger_is_noticed(tool):
     without = {line: tests for line, tests in found.items() if line != "WM-01"}
     assert any("WM-01: no test" in problem for problem in tool["problems"](ledger, without))
     assert any("XX-01" in problem for problem in tool["problems"](ledger, {**found, "XX-01": "x"}))
-    bad = {**ledger, "WM-16": {**ledger["WM-16"], "reason": ""}}
+    bad = {**ledger, "FK-25": {**ledger["FK-25"], "reason": ""}}
     assert any("no reason" in problem for problem in tool["problems"](bad, found))

@@ -120,7 +120,7 @@ def test_the_order_is_that_of_the_rules():
     order = rules[rules.index("MemoryMap.lock"):]
     source = (folder / "lock_order.pyx").read_text()
     names = re.findall(r'"([\w.]+[._]lock)"', source)
-    assert len(names) == 9
+    assert len(names) == 11
     places = [order.index(name.split(".")[-1] if "depot" in name else name) for name in names]
     assert places == sorted(places)
 

@@ -40,8 +40,8 @@ def machine():
 def test_paths(machine):
     paths = machine.procfs.paths()
     assert paths == sorted(paths) == list(machine.procfs)
-    memory = ["buddyinfo", "meminfo", "pagetypeinfo", "slabinfo", "vmallocinfo", "vmstat",
-              "zoneinfo"]
+    memory = ["buddyinfo", "meminfo", "pagetypeinfo", "slabinfo", "swaps", "vmallocinfo",
+              "vmstat", "zoneinfo"]
     assert [path for path in paths if "/sys/" not in path] == [f"/proc/{name}" for name in memory]
     assert "/proc/sys/vm/min_free_kbytes" in machine.procfs
     assert f"{NODES}/node2/meminfo" in machine.sysfs

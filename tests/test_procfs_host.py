@@ -143,6 +143,7 @@ class OneNode:
     sysctl = Sysctl(None, None, lambda: None)
     thp = ThpSettings(None)
     committed_pages = 0
+    _paging = None
     processes: dict[int, object] = {}  # noqa: RUF012
     kmem_caches: dict[str, object] = {}  # noqa: RUF012
     cpus = 1
@@ -193,7 +194,7 @@ class OneNode:
         def frame_stat(nid):
             return dict.fromkeys(
                 ("anon", "anon_huge", "shmem", "file", "dirty", "mapped", "mlocked",
-                 "mlocked_file", "table", "slab",
+                 "mlocked_file", "active", "active_file", "table", "slab",
                  "slab_reclaimable"), 0)
 
 

@@ -130,7 +130,7 @@ def test_pages_in_per_cpu_lists_are_not_free(machine):
 def test_frames_in_use_are_counted_by_what_they_are(machine):
     counters = machine._allocator.frame_stat(0)
     names = ("anon", "anon_huge", "shmem", "file", "dirty", "mapped", "mlocked", "mlocked_file",
-             "table", "slab", "slab_reclaimable")
+             "active", "active_file", "table", "slab", "slab_reclaimable")
     assert counters == dict.fromkeys(names, 0)
     with pytest.raises(ValueError):
         machine._allocator.frame_stat(2)

@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Callable
 
 PRELUDE = """
-import contextlib, ctypes, faulthandler, gc, os, signal, sys, threading, warnings
+import contextlib, ctypes, faulthandler, gc, os, signal, sys, tempfile, threading, time, warnings
 import numpy as np
 import realmem as rm
 from realmem.errors import *
@@ -37,9 +37,13 @@ def mapped(process, length):
     return addr, array(process, addr, length)
 
 @contextlib.contextmanager
-def one_process(memory, **options):
-    with Machine(nodes=1, memory=memory, **options) as machine:
-        yield machine, machine.spawn()
+def one_process(memory, swap=None, **options):
+    # With a swap area, if a size is given.
+    with tempfile.TemporaryDirectory() as folder, Machine(1, memory, **options) as machine:
+        p = machine.spawn()
+        if swap:
+            machine.swapon(os.path.join(folder, "swap"), size=swap)
+        yield machine, p
 
 def pte(process, addr):
     return process.walk(addr)[-1]
@@ -47,6 +51,15 @@ def pte(process, addr):
 def free_pages(machine):
     machine.drain_all_pages()
     return sum(node.free_pages for node in machine.nodes)
+
+def comes_back(machine, before):
+    # kswapd may be about to let go of something.
+    deadline = time.monotonic() + 10
+    while free_pages(machine) < before:
+        assert time.monotonic() < deadline, (free_pages(machine), before)
+        for cache in machine.kmem_caches.values():
+            cache.shrink()
+        time.sleep(0.01)
 """
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]

@@ -72,6 +72,11 @@ cdef enum:
     GFP_KERNEL = 0xCC0
     GFP_ATOMIC = 0x820
     GFP_HIGHUSER_MOVABLE = 0x100CCA
+    # What is asked for under an mm.lock or an object's: reclaim takes those for who may start I/O,
+    # and who asked tries again without them (vmscan.pxd).
+    GFP_NOFS = 0xC40
+    GFP_NOIO = 0xC00
+    GFP_FAULT = 0x100C0A        # GFP_HIGHUSER_MOVABLE, likewise
 
 cdef enum:
     NUMA_HIT = 0
@@ -98,7 +103,22 @@ cdef enum:
     HOST_FORBIDDEN = 14
     HOST_CONTINUE = 15
     HOST_DONATION = 16
-    NR_VM_EVENT_ITEMS = 17
+    PSWPIN = 17                 # pages; reclaim's are from here on
+    PSWPOUT = 18
+    PGACTIVATE = 19
+    PGDEACTIVATE = 20
+    PGLAZYFREED = 21
+    PGREFILL = 22
+    PGSTEAL_KSWAPD = 23         # each of the next four pairs in the order of NR_RECLAIMERS
+    PGSTEAL_DIRECT = 24
+    PGSCAN_KSWAPD = 25
+    PGSCAN_DIRECT = 26
+    PGSCAN_ANON = 27
+    PGSCAN_FILE = 28
+    PGSTEAL_ANON = 29
+    PGSTEAL_FILE = 30
+    PAGEOUTRUN = 31
+    NR_VM_EVENT_ITEMS = 32
 
 cdef struct list_head:
     list_head* next
@@ -141,12 +161,15 @@ cdef enum:
     PG_quicklist = 18           # allocated, and on a quicklist: all zero but its first word
     PG_vmalloc = 19             # behind a vmalloc area, which owns it
     PG_file = 20                # of a file, whose bytes it holds
-    NR_PAGEFLAGS = 21
+    PG_swapcache = 21           # a place in a swap area is, or will be, its copy (page.slab_word)
+    PG_young = 22               # found used while reclaim looked at its neighbour
+    PG_shmem = 23               # of shared anonymous memory
+    NR_PAGEFLAGS = 24
     PAGE_MLOCK_SHIFT = 24
     PAGE_ZONE_SHIFT = 48
     # None of locked lru active slab reserved unevictable mlocked table tail zero quicklist
-    # vmalloc on a page that is being freed.
-    PAGE_FLAGS_CHECK_AT_FREE = 0xD9DD1
+    # vmalloc swapcache on a page that is being freed.
+    PAGE_FLAGS_CHECK_AT_FREE = 0x2D9DD1
     PAGE_POISON = 0xAA          # include/linux/poison.h
 
 cdef struct page_ref:
@@ -177,7 +200,9 @@ cdef struct page:
     uint64_t private
     page_counts counts
     page_kind kind
-    uint32_t slab_word          # of slabs' frames (slab.magazine_back); 0 in all others
+    # Of slabs' frames: slab.magazine_back; of those in the swap cache, their place (swap.pxd);
+    # 0 in all others.
+    uint32_t slab_word
 
 # page.counts.word of a free page (refcount 0, mapcount -1) and of a new one (1, -1).
 cdef extern from *:
@@ -343,8 +368,11 @@ cdef struct cpu_area:
     alloc_memo allocs[11]       # by order
     free_memo frees[11]
     quicklist quick
+    page* lru_pages[15]         # LRU_BATCH: new ones, which go to the LRU lists together
+    int64_t nr_lru_pages
 
 cdef enum:
+    LRU_BATCH = 15
     FAST_FOR_NOBODY = 1
     # Bytes in front of each cpu_area: the slab allocator's magazines (slab_types.pxd), and nine
     # lines lest areas share a cache's set with all the structures that begin with a page.
@@ -406,8 +434,8 @@ cdef struct machine:
     int32_t nofragment          # Linux's ALLOC_NOFRAGMENT rule applies (see page_alloc)
     int32_t numa                # more than one node
     uint64_t id                 # never reused within a host process
-    # Called when an allocation that may reclaim finds nothing: returns pages freed.
-    # NULL until reclaim exists.
+    # Called when an allocation that may reclaim and start I/O finds nothing: returns pages freed.
+    # NULL while there is nothing that it could take.
     int64_t (*reclaim)(machine* m, zone* preferred, uint32_t gfp,
                        unsigned int order) noexcept nogil
     # The slab allocator's part of it: calls in free objects, returns pages.  NULL without one.
@@ -426,6 +454,10 @@ cdef struct machine:
     uint64_t bad_pfn
     fault_attr faults[2]        # NR_INJECT_POINTS
     void* vmap                  # vmap_space (_kernel/mm_types.pxd); NULL until it is used
+    void* mmu                   # mmu (_kernel/mm_types.pxd); NULL without one
+    # Called when an allocation finds no zone of the list above its low mark.  NULL: nobody wakes.
+    void (*wake_kswapd)(machine* m, zone** zonelist) noexcept nogil
+    void (*drain_lru)(machine* m, cpu_area* area) noexcept nogil
 
 cdef inline uint64_t page_to_pfn(const machine* m, const page* p) noexcept nogil:
     return (<uint64_t>p - <uint64_t>m.vmemmap) >> STRUCT_PAGE_SHIFT

@@ -192,26 +192,38 @@ class MemoryMap:
         """
         with self.lock:
             self._take_growth()
-            try:
-                core = Core(self.core.mmu, pid, -1 if node is None else node, self.core.length)
-            except OutOfMemory as why:
-                raise OSError(errno.ENOMEM, "cannot allocate memory") from why
-            try:
-                if core.user_start != self.core.user_start:
-                    raise HostError(
-                        errno.ENOMEM, "the host has no room for a window as long as the parent's"
-                    )
-                child = MemoryMap(
-                    core,
-                    self.settings,
-                    rlimit=self.rlimit,
-                    capabilities=self.capabilities,
-                    thp_disabled=self.thp_disabled,
+            turn = 0
+            while True:
+                try:
+                    return self._fork(pid, node)
+                except OSError as why:
+                    if isinstance(why, HostError) or why.errno != errno.ENOMEM or (
+                        not self.core.mmu.try_again(turn)
+                    ):
+                        raise
+                turn += 1
+
+    def _fork(self, pid: int, node: int | None) -> MemoryMap:
+        try:
+            core = Core(self.core.mmu, pid, -1 if node is None else node, self.core.length)
+        except OutOfMemory as why:
+            raise OSError(errno.ENOMEM, "cannot allocate memory") from why
+        try:
+            if core.user_start != self.core.user_start:
+                raise HostError(
+                    errno.ENOMEM, "the host has no room for a window as long as the parent's"
                 )
-                self.core.fork_into(core, forked_tree(self.core.tree))
-            except BaseException:
-                core.exit()
-                raise
+            child = MemoryMap(
+                core,
+                self.settings,
+                rlimit=self.rlimit,
+                capabilities=self.capabilities,
+                thp_disabled=self.thp_disabled,
+            )
+            self.core.fork_into(core, forked_tree(self.core.tree))
+        except BaseException:
+            core.exit()
+            raise
         return child
 
     def close(self, live: dict[int, Any] | None = None) -> None:

@@ -45,10 +45,6 @@ def _madvise(what: str) -> Rule:
     return lambda mm, vma, start, end: partial(mm.core.madvise, start, end, what)
 
 
-def _nothing(mm: MemoryMap, vma: Vma, start: int, end: int) -> None:
-    """Do nothing: pages that are not in memory lie nowhere, so none can come or go."""
-
-
 def _unless(forbidden: int, rule: Rule) -> Rule:
     def checked(mm: MemoryMap, vma: Vma, start: int, end: int) -> Piece | None:
         if vma.vm_flags_word & forbidden:
@@ -86,16 +82,16 @@ def _punch(inode: Any, first: int, last: int) -> None:
 
 
 def _will_need(mm: MemoryMap, vma: Vma, start: int, end: int) -> Piece | None:
-    """Read a file's pages ahead (mm/madvise.c:madvise_willneed()); others lie nowhere."""
+    """Read a file's pages, or swapped ones, ahead (mm/madvise.c:madvise_willneed())."""
     if vma.inode is None:
-        return None
+        return partial(mm.core.madvise, start, end, "willneed")
     return partial(vma.inode.read_ahead, *vma.pages_at(start, end), -1)
 
 
 PAGE_ADVICE: Mapping[int, Rule] = {
     MADV_WILLNEED: _will_need,
     MADV_COLD: _unless(VM_LOCKED | VM_PFNMAP, _madvise("cold")),
-    MADV_PAGEOUT: _unless(VM_LOCKED | VM_PFNMAP, _nothing),
+    MADV_PAGEOUT: _unless(VM_LOCKED | VM_PFNMAP, _madvise("pageout")),
     MADV_DONTNEED: _unless(VM_LOCKED | VM_PFNMAP, _zap),
     MADV_DONTNEED_LOCKED: _unless(VM_PFNMAP, _zap),
     MADV_REMOVE: _remove,

@@ -23,8 +23,15 @@ RANGES = {
     "vm.overcommit_kbytes": (0, LONG_MAX),
     "vm.overcommit_memory": (OVERCOMMIT_GUESS, OVERCOMMIT_NEVER),
     "vm.overcommit_ratio": (-INT_MAX - 1, INT_MAX),
+    "vm.page-cluster": (0, 31),
+    "vm.swappiness": (0, 200),
     "vm.user_reserve_kbytes": (0, LONG_MAX),
 }
+
+
+def attribute(name: str) -> str:
+    """Give the attribute of VmSettings that holds a sysctl."""
+    return name.removeprefix("vm.").replace("-", "_")
 
 
 class VmSettings:
@@ -46,17 +53,19 @@ class VmSettings:
         self.overcommit_kbytes = 0
         self.overcommit_memory = OVERCOMMIT_GUESS
         self.overcommit_ratio = 50
+        self.swappiness = 60
+        self.page_cluster = 3
         self.user_reserve_kbytes = min(kbytes // 32, 1 << 17)
         self.stack_guard_gap = 256 * PAGE_SIZE
         self.cow_placement = COW_PLACEMENTS[0]
         self.mmu: Any = None
         self._lock = threading.Lock()
 
-    def commit_limit(self, total_pages: int) -> int:
+    def commit_limit(self, total_pages: int, swap_pages: int = 0) -> int:
         """Give CommitLimit in pages (mm/util.c:vm_commit_limit())."""
         if self.overcommit_kbytes:
-            return self.overcommit_kbytes >> KB_TO_PAGES
-        return total_pages * self.overcommit_ratio // 100
+            return (self.overcommit_kbytes >> KB_TO_PAGES) + swap_pages
+        return total_pages * self.overcommit_ratio // 100 + swap_pages
 
     def attach(self, mmu: Any) -> None:
         """Tell the kernel side, now and whenever something changes."""
@@ -64,10 +73,15 @@ class VmSettings:
             self.mmu = mmu
             self._publish()
 
+    def publish(self) -> None:
+        """Tell the kernel side again: the swap areas are others."""
+        with self._lock:
+            self._publish()
+
     def set(self, name: str, value: int) -> None:
         """Set a sysctl that is within its range."""
         with self._lock:
-            setattr(self, name.removeprefix("vm."), value)
+            setattr(self, attribute(name), value)
             # The one that was written last counts (mm/util.c:overcommit_ratio_handler()).
             if name == "vm.overcommit_ratio":
                 self.overcommit_kbytes = 0
@@ -86,11 +100,13 @@ class VmSettings:
     def _publish(self) -> None:
         mmu = self.mmu
         if mmu is not None:
+            swap = mmu.swap_counts[0]
             mmu.set_overcommit(
                 self.overcommit_memory,
-                min(self.commit_limit(mmu.total_pages), LONG_MAX),
+                min(self.commit_limit(mmu.total_pages - swap, swap), LONG_MAX),
                 self.admin_reserve_kbytes >> KB_TO_PAGES,
                 self.user_reserve_kbytes >> KB_TO_PAGES,
             )
             mmu.set_layout(self.mmap_min_addr, self.stack_guard_gap)
+            mmu.set_swapping(self.swappiness, self.page_cluster)
             mmu.set_cow_node(COW_PLACEMENTS.index(self.cow_placement))

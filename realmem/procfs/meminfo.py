@@ -62,16 +62,17 @@ def machine_meminfo(machine: Any) -> str:
     for node in machine.nodes:
         for name, pages in node_counters(machine, node.id).items():
             gauges[name] += pages
+    swap_pages, swap_free, swap_cached = _swap_counts(machine)
     figures = {
         "MemTotal": total << KB_SHIFT,
         "MemFree": free << KB_SHIFT,
         "MemAvailable": max(free - total_reserve(zones), 0) << KB_SHIFT,
         "Buffers": 0,
         "Cached": gauges["nr_file_pages"] << KB_SHIFT,
-        "SwapCached": 0,
+        "SwapCached": swap_cached << KB_SHIFT,
         **_lru_figures(gauges),
-        "SwapTotal": 0,
-        "SwapFree": 0,
+        "SwapTotal": swap_pages << KB_SHIFT,
+        "SwapFree": swap_free << KB_SHIFT,
         "Zswap": 0,
         "Zswapped": 0,
         "Dirty": gauges["nr_dirty"] << KB_SHIFT,
@@ -99,6 +100,11 @@ def machine_meminfo(machine: Any) -> str:
         **_direct_map_figures(machine, zones),
     }
     return format_meminfo(figures)
+
+
+def _swap_counts(machine: Any) -> tuple[int, int, int]:
+    mmu = machine._paging.mmu if machine._paging is not None else None
+    return mmu.swap_counts if mmu is not None else (0, 0, 0)
 
 
 def machine_node_meminfo(machine: Any, node: Any) -> str:

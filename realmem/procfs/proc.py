@@ -58,6 +58,7 @@ class ProcFS(TextTree):
         yield "/proc/meminfo", TextFile(lambda: meminfo.machine_meminfo(machine))
         yield "/proc/pagetypeinfo", TextFile(lambda: pagetypeinfo.machine_pagetypeinfo(machine))
         yield "/proc/slabinfo", TextFile(lambda: slabinfo.machine_slabinfo(machine))
+        yield "/proc/swaps", TextFile(lambda: machine._get_swaps_text())
         yield "/proc/vmallocinfo", TextFile(lambda: vmallocinfo.machine_vmallocinfo(machine))
         yield "/proc/vmstat", TextFile(lambda: vmstat.format_counters(read_vmstat(machine)))
         yield "/proc/zoneinfo", TextFile(lambda: zoneinfo.machine_zoneinfo(machine))

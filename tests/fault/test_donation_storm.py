@@ -9,15 +9,20 @@ pytestmark = pytest.mark.storm
 
 @pytest.mark.parametrize("debug", [0, 1])
 @pytest.mark.parametrize("block", [False, True], ids=["pages", "blocks"])
-def test_parent_and_child_store_while_others_come_and_go(child, block, debug, soak_factor) -> None:
+@pytest.mark.parametrize("pages, options", [
+    (96, {"memory": "64M"}),
+    (1000, {"memory": "5M", "swap": 64 << 20}),     # a third of what they and their copies take
+], ids=["", "swapping"])
+def test_parent_and_child_store_while_others_come_and_go(child, block, debug, pages, options,
+                                                         soak_factor) -> None:
     """Each finds its own sequence numbers, and nobody else's, whoever gets which frame."""
     child(
         f"""
     import random, time
     from realmem._bench.fault_loops import stop_storm, storm
 
-    n, at = 96, (1 << 32) + 3 * PAGE
-    with one_process("64M", window="1G", debug={debug}) as (machine, p):
+    n, at = {pages}, (1 << 32) + 3 * PAGE
+    with one_process(window="1G", debug={debug}, **{options!r}) as (machine, p):
         p.mmap(at, n * PAGE, RW, ANON | MAP_FIXED)
         before = free_pages(machine)
         if {block}:
@@ -90,8 +95,6 @@ def test_parent_and_child_store_while_others_come_and_go(child, block, debug, so
         assert p.rss == 0
         while p.children:
             p.wait()
-        for cache in machine.kmem_caches.values():
-            cache.shrink()
-        assert free_pages(machine) >= before, (free_pages(machine), before)
+        comes_back(machine, before)
     """
     )

@@ -41,6 +41,7 @@ MESSAGES = (
     "frames count {found} huge entries, the walks find {expected}",
     "{found} mappings by locked VMAs (or frames of such) are counted, the walks find {expected}",
     "{found} runs of frames counted, the page tables have {expected}",
+    "address {where:#x}: {found} swapped pages counted, the entries have {expected}",
 )
 
 

@@ -22,7 +22,7 @@ CLOCK_BASE_S = 0.01             # what the cycles of a second are told from, at 
 
 cdef list KINDS = (
     ["zero_page"] + ["anon"] * NR_COST_ORDERS
-    + ["cow", "reuse", "shared", "refill", "zero_page"])
+    + ["cow", "reuse", "shared", "refill", "swap", "zero_page"])
 
 
 def read(Mmu mmu not None):

@@ -8,7 +8,9 @@ from posix.mman cimport (
 )
 
 from realmem._core.mmu cimport Mmu
-from realmem._kernel.address_space cimport mapping_create, mapping_invalidate, mapping_put
+from realmem._kernel.address_space cimport (
+    mapping_create, mapping_empty, mapping_invalidate, mapping_put,
+)
 from realmem._kernel.filemap cimport (
     filemap_dirty, filemap_look, filemap_punch, filemap_read_ahead, filemap_write_back,
 )
@@ -63,6 +65,7 @@ cdef class Inode:
         if self.object == NULL:
             raise OSError(ENOMEM, "cannot allocate memory")
         self.object.is_file = 1
+        mmu.start_reclaim()
         self.object.fd = opened(fd, os.O_RDONLY)
         munmap(<void*>host_mapping(self.object.fd, MAP_PRIVATE, PROT_READ), PAGE_SIZE)
 
@@ -203,9 +206,10 @@ cdef class Inode:
         cdef uint64_t kept = self.kept
         self.kept = 0
         self.object = NULL
-        object.fd = object.write_fd = -1
         if self.mmu.inodes.get(self.key) is self:
             del self.mmu.inodes[self.key]
+        mapping_empty(object)
+        object.fd = object.write_fd = -1
         mapping_put(object)
         if kept != 0:
             munmap(<void*>kept, PAGE_SIZE)

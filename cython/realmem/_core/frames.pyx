@@ -31,7 +31,7 @@ from realmem.layout import MIGRATE_NAMES
 FLAG_NAMES = (
     "locked", "referenced", "uptodate", "dirty", "lru", "head", "active", "slab", "reserved",
     "swapbacked", "unevictable", "mlocked", "table", "anon", "anon_exclusive", "tail", "zero",
-    "poisoned", "quicklist", "vmalloc", "file",
+    "poisoned", "quicklist", "vmalloc", "file", "swapcache", "young", "shmem",
 )
 
 

@@ -41,7 +41,10 @@ cdef enum:
 EVENT_NAMES = (
     "pgfree", "pgfault", "pgmajfault", "pgreuse", "allocstall_dma", "allocstall_dma32",
     "allocstall_normal", "allocstall_movable", "kswapd_wake", "sigsegv", "map_fill",
-    "map_flush", "mprotect", "spurious", "forbidden", "uffd_continue", "donation",
+    "map_flush", "mprotect", "spurious", "forbidden", "uffd_continue", "donation", "pswpin",
+    "pswpout", "pgactivate", "pgdeactivate", "pglazyfreed", "pgrefill", "pgsteal_kswapd",
+    "pgsteal_direct", "pgscan_kswapd", "pgscan_direct", "pgscan_anon", "pgscan_file",
+    "pgsteal_anon", "pgsteal_file", "pageoutrun",
 )
 
 
@@ -259,7 +262,8 @@ cdef class MachineCore:
         """
         Count a node's frames by use, in pages: a dict of anon, anon_huge (of
         anon), shmem, file, dirty (of file), mapped (of shmem and file), mlocked (of
-        anon and shmem), mlocked_file, table (page tables), slab and slab_reclaimable.
+        anon and shmem), mlocked_file, active (of anon), active_file, table (page tables), slab
+        and slab_reclaimable.
 
         It walks the node's struct pages: about a nanosecond a frame in use.
         """
@@ -271,6 +275,7 @@ cdef class MachineCore:
         return {"anon": found.anon, "anon_huge": found.anon_huge, "shmem": found.shmem,
                 "file": found.file, "dirty": found.dirty, "mapped": found.mapped,
                 "mlocked": found.mlocked, "mlocked_file": found.mlocked_file,
+                "active": found.active, "active_file": found.active_file,
                 "table": found.table, "slab": found.slab,
                 "slab_reclaimable": found.slab_reclaimable}
 

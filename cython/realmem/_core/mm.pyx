@@ -2,7 +2,7 @@
 """Address spaces: changes of VMAs, page tables, what is asked of pages."""
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.errno cimport EAGAIN, ESRCH
+from libc.errno cimport EAGAIN, ENOMEM, ESRCH
 from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport calloc, free
 
@@ -23,6 +23,8 @@ from realmem._kernel.madvise cimport (
 )
 from realmem._kernel.mm_stat cimport mm_mincore, mm_pagemap, mm_range_stat, range_stat
 from realmem._kernel.mm_types cimport TASK_SIZE, address_space, mm_core
+from realmem._kernel.swap_in cimport swap_will_need
+from realmem._kernel.vmscan cimport reclaim_range
 from realmem._kernel.mmap cimport (
     mm_clear_soft_dirty, mm_flush, mm_fork, mm_growth_seen, mm_object_get, mm_run_on, mm_stacks,
     mm_vma_info, mm_walk,
@@ -91,7 +93,8 @@ cdef class AddressSpace(SoftMmu):
         :raises InvariantError: made, but the counters are not what was planned.
         """
         cdef int64_t n = len(steps), nr_vmas = 0, i, j
-        cdef int rc
+        cdef int rc = -ENOMEM
+        cdef int turn = 0
         cdef tuple before = self.counters if self.mmu.verify else None
         cdef mm_step* log
         cdef new_vma* vmas = NULL
@@ -121,8 +124,10 @@ cdef class AddressSpace(SoftMmu):
                     log[i].end = log[i].start + <uint64_t>step[3]
                 elif log[i].what == STEP_LOCK and not step[3]:
                     log[i].what = STEP_UNLOCK
-            with nogil:
-                rc = mm_commit(self.mm, self.id, generation, log, n, vmas, charge)
+            while rc == -ENOMEM and (turn == 0 or self.mmu.make_room(turn)):
+                turn += 1
+                with nogil:
+                    rc = mm_commit(self.mm, self.id, generation, log, n, vmas, charge)
             if rc == 0:
                 # C code only: no signal handler and no other thread gets in between.
                 self.vmas = tree
@@ -280,7 +285,9 @@ cdef class AddressSpace(SoftMmu):
         """
         Do to the pages of one piece of a VMA what an advice says.
 
-        :param what: "dontneed", "free", "cold", "guard_install", "guard_remove" or "remove".
+        :param what: "dontneed", "free", "cold", "guard_install", "guard_remove", "remove",
+            "pageout" (what nobody else maps goes to a swap area) or "willneed" (what is in one
+            is read ahead).
         :raises OSError: ENOMEM, no page tables for guard markers.
         """
         cdef int rc
@@ -294,6 +301,15 @@ cdef class AddressSpace(SoftMmu):
                 with nogil:
                     mapping_drop(object, first, last, TAKE_OBJECT)
                     mapping_put(object)
+            return
+        if what == "pageout":
+            with nogil:
+                reclaim_range(self.mm, self.id, start, end)
+            return
+        if what == "willneed":
+            with nogil:
+                rc = swap_will_need(self.mm, self.id, start, end)
+            self.check_rc(rc)
             return
         advice = ADVICE[what]
         with nogil:
@@ -356,7 +372,8 @@ cdef class AddressSpace(SoftMmu):
         self.count_range(start, end, &s)
         return Smaps(s.rss, s.pss, s.pss_dirty, s.shared_clean, s.shared_dirty,
                      s.private_clean, s.private_dirty, s.referenced, s.anonymous, s.lazyfree,
-                     s.huge, 0, 0, 0, 0, s.pss_locked, s.pss_anon, s.pss_file, s.pss_shmem)
+                     s.huge, 0, 0, s.swap, s.swap_pss, s.pss_locked, s.pss_anon, s.pss_file,
+                     s.pss_shmem)
 
     def numa(self, uint64_t start, uint64_t end):
         """Count the pages of a range: (anon, dirty, mapmax, active, pages by node, huge)."""
@@ -438,7 +455,8 @@ cdef class AddressSpace(SoftMmu):
     def rss(self):
         """Resident pages: (file, anon, swap, shmem)."""
         self.alive()
-        return self.mm.core.file_rss, self.mm.core.anon_rss, 0, self.mm.core.shmem_rss
+        return (self.mm.core.file_rss, self.mm.core.anon_rss, self.mm.core.swap_ents,
+                self.mm.core.shmem_rss)
 
     @property
     def hiwater(self):

@@ -9,11 +9,16 @@ cdef class Mmu:
     cdef readonly MachineCore core
     cdef dict shmems            # Shmem that no VMA maps yet, weakly, by inode
     cdef readonly dict inodes   # files that have frames, by (device, inode)
+    cdef readonly list areas    # SwapArea, in the order of swapon
+    cdef int pid                # of the host process that made it
+    cdef bint reclaiming
     cdef bint verify            # compare what changes come to with what was planned
     cdef readonly double clock_s    # monotonic seconds, when it was
     cdef uint64_t clock_cycles      # ... so many cycles
 
     cdef bint is_ours(self)
+    cdef bint make_room(self, int turn) noexcept    # who found no memory: whether to try again
+    cdef void stop_reclaim(self) noexcept
     cdef int look_at_files(self) except -1
 
 

@@ -4,16 +4,25 @@ cimport cython
 from libc.errno cimport ENOMEM
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
+from realmem._core.kswapd_threads cimport kswapd_forget, kswapd_run, kswapd_stop
 from realmem._core.machine cimport MachineCore
 from realmem._kernel.address_space cimport mapping_put
 from realmem._kernel.arch_x86_64 cimport cycles
 from realmem._kernel.fault_cost cimport fault_costs_free
+from realmem._kernel.lock_order cimport LOCK_SWAP, check_mutex
+from realmem._kernel.lru cimport lru_init
 from realmem._kernel.mmap cimport mm_maps
 from realmem._kernel.pgtable cimport mmu_exit, mmu_init
 from realmem._kernel.rmap cimport rmap_place, rmap_places
 from realmem._kernel.shmem cimport shmem_create
 from realmem._kernel.uffd cimport uffd_open
-from realmem.types cimport PAGE_SHIFT, pfn_to_page
+from realmem._kernel.vmscan cimport (
+    BY_DIRECT, reclaim_begins, reclaim_ends, reclaim_for_fault, reclaim_pages, vmscan_exit,
+    vmscan_init,
+)
+from realmem.compiler cimport load64
+from realmem.linux cimport sched_yield
+from realmem.types cimport PAGE_SHIFT, WMARK_LOW, pfn_to_page, zone
 
 import os
 import time
@@ -22,6 +31,8 @@ import weakref
 from realmem.errors import OutOfMemory
 from realmem.layout import GFP
 
+
+cdef enum: FREE_TURNS = 4           # tries without reclaim
 
 cdef set descriptors = set()        # userfaultfd's, of this process
 cdef bint closed_in_children = False
@@ -77,6 +88,12 @@ cdef class Mmu:
         self.u.uffd = -1
         self.clock_s = time.monotonic()
         self.clock_cycles = cycles()
+        self.areas = []
+        self.pid = os.getpid()
+        self.u.swappiness = 60
+        self.u.page_cluster = 3
+        check_mutex(core.m, &self.u.swap_lock, LOCK_SWAP, 0)
+        lru_init(&self.u)
         if mmu_init(&self.u) != 0:
             raise OutOfMemory("no frames for the kernel's page tables", gfp=GFP.KERNEL)
 
@@ -100,8 +117,76 @@ cdef class Mmu:
             self.u.uffd = fd
         return 0
 
+    def start_reclaim(self):
+        """There is something that can be taken back: have it taken from now on."""
+        if not self.reclaiming:
+            self.reclaiming = True
+            vmscan_init(&self.u)
+            with nogil:
+                kswapd_run(&self.u)     # without its threads, who allocates does it all
+
+    cdef void stop_reclaim(self) noexcept:
+        self.reclaiming = False
+        vmscan_exit(&self.u)
+        if os.getpid() != self.pid:
+            kswapd_forget(&self.u)
+            return
+        with nogil:
+            kswapd_stop(&self.u)
+            while load64(<uint64_t*>&self.u.reclaimers) != 0:
+                sched_yield()           # they gave up every lock, and will come back to none
+
+    # Others may have made room already; or something else refuses, as overcommit does.
+    cdef bint make_room(self, int turn) noexcept:
+        cdef bint found = False
+        cdef zone* z
+        cdef int i
+        if not self.reclaiming:
+            return False
+        for i in range(self.u.m.nr_zones):
+            z = &self.u.m.zones[i]
+            found |= z.managed_pages != 0 and z.free_pages <= z.watermark[WMARK_LOW]
+        if not found:
+            return turn < FREE_TURNS
+        with nogil:
+            reclaim_begins(&self.u)
+            found = reclaim_for_fault(&self.u, turn)
+            reclaim_ends(&self.u)
+        return found
+
+    def try_again(self, int turn):
+        """Take pages back for a call that found no memory; whether it is to be tried again."""
+        self.core.alive()
+        return self.make_room(turn)
+
+    def reclaim(self, int64_t pages, int nid):
+        """Take back pages of a node (-1: of all); how many that were."""
+        cdef int64_t freed
+        self.core.alive()
+        with nogil:
+            freed = reclaim_pages(&self.u, nid, pages, BY_DIRECT)
+        return freed
+
+    def kswapd(self, int nid):
+        """(running, pages scanned, pages reclaimed) of a node's."""
+        return (bool(self.u.kswapd[nid].running), self.u.kswapd[nid].pages_scanned,
+                self.u.kswapd[nid].pages_reclaimed)
+
+    def set_swapping(self, int swappiness, int page_cluster):
+        """Publish vm.swappiness and vm.page-cluster."""
+        self.u.swappiness = swappiness
+        self.u.page_cluster = page_cluster
+
+    @property
+    def swap_counts(self):
+        """(slots, free ones, frames in the swap cache)."""
+        return self.u.total_swap_pages, self.u.nr_swap_pages, self.u.nr_swapcache
+
     def close(self):
         """Give the frames back; every address space has been ended before."""
+        self.stop_reclaim()
+        for area in list(self.areas):
+            area.close()
         if self.u.uffd in descriptors:
             descriptors.discard(self.u.uffd)
             os.close(self.u.uffd)

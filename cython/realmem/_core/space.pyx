@@ -45,11 +45,17 @@ cdef class Space:
 
     def __cinit__(self, Mmu mmu not None, int pid, int nid, uint64_t length, *rest):
         cdef int error = 0
+        cdef int turn = 0
         mmu.core.alive()
         self.mmu = mmu
         self.pid = pid
         self.ended = True
-        self.mm = mm_create(&mmu.u, pid, nid, &length, &error)
+        while True:
+            error = 0
+            self.mm = mm_create(&mmu.u, pid, nid, &length, &error)
+            if self.mm != NULL or error != ENOMEM or not mmu.make_room(turn):
+                break
+            turn += 1
         if self.mm == NULL:
             if error == ENOMEM:
                 raise OutOfMemory("no memory for a process and its page directory",

@@ -21,3 +21,8 @@ cdef int mm_access_all(mm_struct* mm, uint64_t id, const uint64_t* addresses,
 # One access a page of [addr, addr + n); a write changes no byte.
 cdef int mm_touch(mm_struct* mm, uint64_t id, uint64_t addr, uint64_t n, bint write,
                   uint64_t* done_ret) noexcept nogil
+
+# No frame was found: once the lock is given up, others' pages, and its own, can be taken back.
+# Returns: FAULT_OK: the lock is held again, and the access is to be tried again; FAULT_OOM: the
+# same, but nothing came of it; -ESRCH: mm is gone, and no lock held.
+cdef int make_room(mm_struct* mm, uint64_t id, int* turn_ref) noexcept nogil

@@ -11,10 +11,11 @@ from libc.string cimport memcpy, memset
 from realmem._kernel.fault cimport handle_mm_fault_locked
 from realmem._kernel.mm_lock cimport lock_task, unlock_task
 from realmem._kernel.mm_types cimport (
-    FAULT_OK, FAULT_READ, FAULT_WRITE, PMD_SHIFT, PTE_ACCESSED, PTE_DIRTY, PTE_PRESENT, PTE_RW,
-    PTE_SOFT_DIRTY, PTRS_PER_TABLE, TASK_SIZE, mm_struct, pte_pfn,
+    FAULT_OK, FAULT_OOM, FAULT_READ, FAULT_WRITE, PMD_SHIFT, PTE_ACCESSED, PTE_DIRTY, PTE_PRESENT,
+    PTE_RW, PTE_SOFT_DIRTY, PTRS_PER_TABLE, TASK_SIZE, mm_struct, mmu, pte_pfn,
 )
 from realmem._kernel.pgtable cimport pte_offset_locked
+from realmem._kernel.vmscan cimport reclaim_begins, reclaim_ends, reclaim_for_fault
 from realmem.compiler cimport unlikely
 from realmem.types cimport PAGE_SHIFT, PAGE_SIZE, pfn_address
 
@@ -58,6 +59,19 @@ cdef inline uint64_t entry_needed(bint write) noexcept nogil:
         PTE_RW | PTE_DIRTY | PTE_SOFT_DIRTY if write else 0)
 
 
+cdef int make_room(mm_struct* mm, uint64_t id, int* turn_ref) noexcept nogil:
+    cdef mmu* u = mm.mmu
+    cdef bint found
+    reclaim_begins(u)
+    unlock_task(mm)
+    found = reclaim_for_fault(u, turn_ref[0])
+    turn_ref[0] += 1
+    reclaim_ends(u)
+    if not lock_task(mm, id):
+        return -ESRCH
+    return FAULT_OK if found else FAULT_OOM
+
+
 # The entry of addr once it allows the access.
 cdef inline int soft_pte(mm_struct* mm, uint64_t addr, bint write,
                          uint64_t** pte_ret) noexcept nogil:
@@ -93,13 +107,22 @@ cdef int each_page(mm_struct* mm, uint64_t id, uint64_t addr, uint64_t n, int wh
     cdef uint64_t into, part
     cdef uint64_t* pte = NULL
     cdef uint8_t* at
+    cdef int tries = 0
     cdef int rc = FAULT_OK
     if not lock_task(mm, id):
         return -ESRCH
     while done < n:
         rc = soft_pte(mm, addr + done, write, &pte)
+        if unlikely(rc == FAULT_OOM):
+            rc = make_room(mm, id, &tries)
+            if rc == FAULT_OK:
+                continue
+            if rc == -ESRCH:
+                done_ret[0] = done
+                return rc
         if rc != FAULT_OK:
             break
+        tries = 0
         into = (addr + done) & (PAGE_SIZE - 1)
         part = min(n - done, PAGE_SIZE - into)
         at = frame_at(mm, pte) + into
@@ -140,6 +163,7 @@ cdef int mm_access_all(mm_struct* mm, uint64_t id, const uint64_t* addresses,
     cdef batch b
     cdef uint64_t done = 0
     cdef uint64_t stop
+    cdef int tries = 0
     cdef int rc = FAULT_OK
     b.mm = mm
     b.addresses = addresses
@@ -156,6 +180,13 @@ cdef int mm_access_all(mm_struct* mm, uint64_t id, const uint64_t* addresses,
             rc = access_block(&b, &done)
         while done < stop and rc == FAULT_OK:
             rc = access_one(&b, &done)
+        if unlikely(rc == FAULT_OOM):
+            rc = make_room(mm, id, &tries)
+            if rc == -ESRCH:
+                done_ret[0] = done
+                return rc
+            continue
+        tries = 0
         if done < n and rc == FAULT_OK and not take_turns(mm, id):
             done_ret[0] = done
             return -ESRCH

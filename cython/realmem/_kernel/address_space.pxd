@@ -1,7 +1,7 @@
 # Objects that several processes map, and their frames by page: shared anonymous memory
 # (shmem.pyx) and files (filemap.pyx).  Signal-safe.  Compare include/linux/fs.h:struct
 # address_space, mm/filemap.c, mm/truncate.c.
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int64_t, uint64_t
 
 from realmem._kernel.mm_types cimport address_space, mm_struct, mmu
 from realmem.types cimport page
@@ -12,11 +12,31 @@ cdef void mapping_get(address_space* object) noexcept nogil
 # Drop a reference; the last one frees every frame.  Preconditions: no VMA maps it then.
 cdef void mapping_put(address_space* object) noexcept nogil
 
+# What stands in the place of a frame of shared memory that is swapped: its entry, and the lowest
+# bit, which no frame's address has.
+cdef inline bint is_value(const void* item) noexcept nogil:
+    return <uint64_t>item & 1 != 0
+
+cdef inline uint64_t value_entry(const void* item) noexcept nogil:
+    return <uint64_t>item & ~<uint64_t>1
+
+cdef inline void* make_value(uint64_t entry) noexcept nogil:
+    return <void*>(entry | 1)
+
 # Enter a frame, whose reference becomes the object's; `flags` are PG_*.
 # Preconditions: object.lock held; the page has none.
 # Returns: 0 or -ENOMEM with nothing entered.
 cdef int mapping_add_locked(address_space* object, uint64_t index, page* p,
                             uint64_t flags) noexcept nogil
+
+# The same for a frame that stands there already.
+cdef void mapping_enter_locked(address_space* object, uint64_t index, page* p,
+                               uint64_t flags) noexcept nogil
+# A frame is its page no more; the reference becomes the caller's.  What stands in its place is
+# the caller's business.
+cdef void mapping_leave_locked(address_space* object, page* p) noexcept nogil
+# So many pages more are swapped (fewer, negative).
+cdef void mapping_swapped_locked(address_space* object, int64_t by) noexcept nogil
 
 # Which frames, and which mappings of them.
 cdef enum:
@@ -32,6 +52,9 @@ ctypedef void (*place_visitor)(mm_struct* mm, address_space* object, uint64_t st
                                void* data) noexcept nogil
 cdef bint mapping_walk(address_space* object, uint64_t first, uint64_t last, place_visitor visit,
                        void* data) noexcept nogil
+
+# Give up every frame of a file that nobody maps any more, and wait until reclaim has let go of it.
+cdef void mapping_empty(address_space* object) noexcept nogil
 
 # Unmap pages [first, last] wherever they are mapped.
 # Context: no mm.lock held.

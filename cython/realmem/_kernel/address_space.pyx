@@ -6,6 +6,7 @@ from libc.string cimport memset
 from realmem._kernel.host_calls cimport mutex_lock, mutex_unlock
 from realmem._kernel.kernel_caches cimport SHMEM_INODE, kernel_alloc, kernel_free
 from realmem._kernel.lock_order cimport LOCK_ADDRESS_SPACE, check_mutex
+from realmem._kernel.lru cimport lru_add, lru_del
 from realmem._kernel.mm_types cimport (
     MM_LIVE, address_space, linear_page_index, mm_struct, mmu, vm_area_struct, vma_cursor,
     vma_slot,
@@ -15,17 +16,25 @@ from realmem._kernel.radix_tree cimport radix_erase, radix_next, radix_store
 from realmem._kernel.rmap cimport (
     rmap_place, rmap_ranges, rmap_walk_begins, rmap_walk_missed,
 )
+from realmem._kernel.swap cimport swap_free
 from realmem._kernel.vmaindex cimport vma_first, vma_next
 from realmem._kernel.zap cimport zap_object_locked, zap_range_locked
-from realmem.compiler cimport SEQ_CST, atomic64_add_return, atomic_add_return
+from realmem.compiler cimport (
+    SEQ_CST, atomic64_add_return, atomic64_fetch_and, atomic64_fetch_or, atomic_add_return,
+    load_int,
+)
+from realmem.linux cimport sched_yield
 from realmem.types cimport (
-    PAGE_SHIFT, PG_dirty, PG_file, PG_swapbacked, PG_uptodate, page,
+    PAGE_SHIFT, PG_dirty, PG_file, PG_lru, PG_shmem, PG_swapbacked, PG_uptodate, list_add,
+    list_del, page,
 )
 
 cdef enum: FEW = 32
 cdef enum: TURNS = 64
 cdef enum: FEW_TURNS = 4
-cdef enum: ENTERED = 1 << PG_swapbacked | 1 << PG_uptodate | 1 << PG_dirty | 1 << PG_file
+cdef enum:
+    ENTERED = (1 << PG_swapbacked | 1 << PG_uptodate | 1 << PG_dirty | 1 << PG_file
+               | 1 << PG_shmem)
 
 
 # ---- life -------------------------------------------------------------------
@@ -62,16 +71,21 @@ cdef void mapping_put(address_space* object) noexcept nogil:
 
 cdef int mapping_add_locked(address_space* object, uint64_t index, page* p,
                             uint64_t flags) noexcept nogil:
+    cdef int rc = radix_store(object.mmu.m, &object.root, index, p)
+    if rc == 0:
+        mapping_enter_locked(object, index, p, flags)
+    return rc
+
+
+cdef void mapping_enter_locked(address_space* object, uint64_t index, page* p,
+                               uint64_t flags) noexcept nogil:
     cdef mmu* u = object.mmu
-    cdef int rc = radix_store(u.m, &object.root, index, p)
-    if rc != 0:
-        return rc
-    p.flags |= flags
     p.mapping = object
     p.index = index
+    atomic64_fetch_or(&p.flags, flags, SEQ_CST)     # last: reclaim may look at it from here on
     object.nr_pages += 1
     atomic64_add_return(&u.nr_file if object.is_file else &u.nr_shmem, 1, SEQ_CST)
-    return 0
+    lru_add(u, p)
 
 
 # Take out the frames [first, last] that nobody maps; with `patient`, nor is about to.
@@ -86,7 +100,10 @@ cdef bint remove_pages(address_space* object, uint64_t first, uint64_t last, int
         p = <page*>radix_next(object.root, &index)
         if p == NULL or index > last:
             break
-        if what == TAKE_CLEAN and p.flags & (1 << PG_dirty):
+        if is_value(p):
+            if what != TAKE_CLEAN:
+                remove_swapped_locked(object, index, value_entry(p))
+        elif what == TAKE_CLEAN and p.flags & (1 << PG_dirty):
             pass
         elif p.counts.c.mapcount >= 0 or (patient and p.counts.c.refcount != 1):
             all = False
@@ -100,19 +117,56 @@ cdef bint remove_pages(address_space* object, uint64_t first, uint64_t last, int
 
 
 cdef void remove_locked(address_space* object, uint64_t index, page* p) noexcept nogil:
-    cdef mmu* u = object.mmu
-    radix_erase(u.m, &object.root, index)
-    p.mapping = NULL
-    if object.is_file and p.flags & (1 << PG_dirty):
-        object.nr_dirty -= 1
-        atomic64_add_return(&u.nr_dirty, -1, SEQ_CST)
-    p.flags &= ~<uint64_t>ENTERED
-    put_page(u.m, p)
-    object.nr_pages -= 1
+    radix_erase(object.mmu.m, &object.root, index)
+    mapping_leave_locked(object, p)
+    put_page(object.mmu.m, p)
+    uncharge_locked(object)
+
+
+cdef void remove_swapped_locked(address_space* object, uint64_t index,
+                                uint64_t entry) noexcept nogil:
+    radix_erase(object.mmu.m, &object.root, index)
+    mapping_swapped_locked(object, -1)
+    swap_free(object.mmu, entry)
+    uncharge_locked(object)
+
+
+cdef inline void uncharge_locked(address_space* object) noexcept nogil:
     if object.noreserve:
         object.charged -= 1
-        atomic64_add_return(&u.committed, -1, SEQ_CST)
+        atomic64_add_return(&object.mmu.committed, -1, SEQ_CST)
+
+
+cdef void mapping_swapped_locked(address_space* object, int64_t by) noexcept nogil:
+    cdef uint64_t before = object.nr_swapped
+    object.nr_swapped = before + <uint64_t>by
+    if before == 0 or object.nr_swapped == 0:
+        mutex_lock(&object.mmu.swap_lock)
+        if before == 0:
+            list_add(&object.swaplist, &object.mmu.shmem_swaplist)
+        else:
+            list_del(&object.swaplist)
+        mutex_unlock(&object.mmu.swap_lock)
+
+
+cdef void mapping_leave_locked(address_space* object, page* p) noexcept nogil:
+    cdef mmu* u = object.mmu
+    cdef uint64_t was = atomic64_fetch_and(&p.flags, ~<uint64_t>ENTERED, SEQ_CST)
+    if was & (1 << PG_lru):
+        lru_del(u, p, was)
+    p.mapping = NULL
+    if object.is_file and was & (1 << PG_dirty):
+        object.nr_dirty -= 1
+        atomic64_add_return(&u.nr_dirty, -1, SEQ_CST)
+    object.nr_pages -= 1
     atomic64_add_return(&u.nr_file if object.is_file else &u.nr_shmem, -1, SEQ_CST)
+
+
+cdef void mapping_empty(address_space* object) noexcept nogil:
+    remove_pages(object, 0, <uint64_t>-1, TAKE_ALL, False)
+    # Reclaim finds it by its frames alone.
+    while load_int(<int*>&object.borrowed) != 0:
+        sched_yield()
 
 
 cdef void mapping_invalidate(address_space* object) noexcept nogil:

@@ -26,7 +26,7 @@ from realmem._kernel.vmaindex cimport vma_find
 from realmem._kernel.zap cimport munlock_page, page_add_new_anon_rmap, page_remove_rmap
 from realmem.compiler cimport SEQ_CST, atomic64_add_return
 from realmem.types cimport (
-    GFP_HIGHUSER_MOVABLE, GFP_KSWAPD_RECLAIM, GFP_NOMEMALLOC, GFP_NOWARN, GFP_THISNODE,
+    GFP_FAULT, GFP_KSWAPD_RECLAIM, GFP_NOMEMALLOC, GFP_NOWARN, GFP_THISNODE,
     HPAGE_PMD_ORDER, PAGE_SHIFT, PAGE_SIZE, PG_anon, page, page_address, page_counts,
     page_to_pfn, page_zone, pfn_to_page,
 )
@@ -34,7 +34,7 @@ from realmem.types cimport (
 cdef enum:
     PMD_SIZE = 1 << PMD_SHIFT
     # GFP_TRANSHUGE: it may be waited for.  Split, it is no compound page.
-    COLLAPSE_GFP = (GFP_HIGHUSER_MOVABLE | GFP_NOMEMALLOC | GFP_NOWARN) & ~GFP_KSWAPD_RECLAIM
+    COLLAPSE_GFP = (GFP_FAULT | GFP_NOMEMALLOC | GFP_NOWARN) & ~GFP_KSWAPD_RECLAIM
 
 # How 2 MiB came out.  Mirrors: enum scan_result.
 cdef enum:

@@ -13,7 +13,7 @@ from realmem._kernel.mm_run cimport free_tables_locked
 from realmem._kernel.mm_types cimport (
     HOST_NOACC, HOST_NONE, HOST_READ, PGDIR_SHIFT, PMD_SHIFT, PTE_DIRTY, PTE_NX,
     PTE_PRESENT, PTE_PROTNONE, PTE_RW, PTE_SOFT_DIRTY, PTE_SPECIAL, PUD_SHIFT, VM_ACCESS,
-    VM_EXEC, VM_SHARED, VM_WRITE, anon_vma, mm_struct, pte_pfn, pte_present, pte_with_host,
+    VM_EXEC, VM_SHARED, VM_WRITE, mm_struct, pte_pfn, pte_present, pte_with_host,
     vm_area_struct, vma_cursor, vma_slot,
 )
 from realmem._kernel.pgtable cimport (
@@ -23,7 +23,8 @@ from realmem._kernel.pgtable cimport (
 )
 from realmem._kernel.quicklist cimport quicklist_trim
 from realmem._kernel.rmap cimport (
-    anon_vma_free, anon_vma_prepare, rmap_link, rmap_relink_begins, rmap_relink_ends, rmap_unlink,
+    anon_vma_get, anon_vma_prepare, anon_vma_put, rmap_link, rmap_relink_begins, rmap_relink_ends,
+    rmap_unlink,
 )
 from realmem._kernel.shmem cimport vm_enough_memory
 from realmem._kernel.tlb cimport tlb_flush_locked, tlb_protect_locked
@@ -45,7 +46,6 @@ cdef struct transaction:
     mm_struct* mm
     vm_area_struct* spare       # descriptors at hand
     vm_area_struct* gone        # ... that are to be freed
-    anon_vma* dead
 
 
 cdef int mm_commit(mm_struct* mm, uint64_t id, uint64_t generation, const mm_step* steps,
@@ -81,7 +81,6 @@ cdef int prepare(transaction* t, mm_struct* mm, const mm_step* steps, int64_t n,
     cdef int64_t i
     t.mm = mm
     t.gone = NULL
-    t.dead = NULL
     t.spare = NULL
     for i in range(n):
         if steps[i].what == STEP_VMAS:
@@ -175,7 +174,7 @@ cdef void replace_vmas(transaction* t, const mm_step* step, const new_vma* vmas)
         vma = slot.vma
         vma_erase(&mm.vmas, vma.vm_start)
         vm_stat_account(mm.core, vma.vm_flags, -pages_of(vma))
-        rmap_unlink(mm.mmu, vma, &t.dead)
+        rmap_unlink(mm.mmu, vma)
         vma.vm_next = old
         old = vma
     for i in range(step.first, step.first + step.count):
@@ -233,6 +232,8 @@ cdef void enter(transaction* t, vm_area_struct* vma, const new_vma* new,
             mapping_put(vma.vm_object)
         vma.vm_object = new.object
     if source != NULL and vma.anon_vma == NULL:
+        if source.anon_vma != NULL:
+            anon_vma_get(source.anon_vma)
         vma.anon_vma = source.anon_vma
         vma.anon_id = source.anon_id
         vma.forked = source.forked
@@ -264,9 +265,10 @@ cdef void free_gone(transaction* t) noexcept nogil:
     while vma != NULL:
         if vma.vm_object != NULL:
             mapping_put(vma.vm_object)
+        if vma.anon_vma != NULL:
+            anon_vma_put(t.mm.mmu, vma.anon_vma)
         vma = vma.vm_next
     vm_area_free_list(t.mm.mmu.m, t.gone)
-    anon_vma_free(t.mm.mmu, t.dead)
 
 
 # ---- entries ----------------------------------------------------------------

@@ -20,10 +20,10 @@ from realmem._kernel.rmap cimport rmap_place, rmap_places
 from realmem._kernel.run cimport run_of
 from realmem._kernel.tlb cimport scratch_in
 from realmem._kernel.vmaindex cimport vma_find
-from realmem._kernel.zap cimport mlock_page, munlock_page
+from realmem._kernel.zap cimport mlock_page, munlock_page, set_anon_exclusive
 from realmem.compiler cimport SEQ_CST, load64, unlikely
 from realmem.types cimport (
-    HOST_DONATION, PAGE_SHIFT, PAGE_SIZE, PG_anon_exclusive, page, page_to_pfn, page_zone,
+    HOST_DONATION, PAGE_SHIFT, PAGE_SIZE, page, page_to_pfn, page_zone,
 )
 
 cdef extern from *:
@@ -88,5 +88,5 @@ cdef bint take_copy(mm_struct* other, mm_struct* mm, const vm_area_struct* vma, 
     pte[0] = (pte[0] & ~<uint64_t>PTE_PFN_MASK) | (page_to_pfn(mm.mmu.m, new) << PAGE_SHIFT)
     mm.core.anon_rss -= 1               # it was counted for the copy
     atomic64_add(&old.counts.word, -<uint64_t>ONE_MAPPED_REF, SEQ_CST)
-    old.flags |= 1 << PG_anon_exclusive
+    set_anon_exclusive(old)
     return True

@@ -7,10 +7,10 @@ from libc.stdint cimport int64_t, uint64_t
 
 from realmem._kernel.mm_types cimport (
     RLIM_AS, RLIM_MEMLOCK, RLIM_STACK, VM_ACCESS, VM_ACCOUNT, VM_GROWSDOWN, VM_LOCKED,
-    anon_vma, mm_core, mm_struct, vm_area_struct, vma_cursor, vma_slot, window_of,
+    mm_core, mm_struct, vm_area_struct, vma_cursor, vma_slot, window_of,
 )
 from realmem._kernel.account cimport vm_stat_account
-from realmem._kernel.rmap cimport anon_vma_free, anon_vma_prepare, rmap_link, rmap_unlink
+from realmem._kernel.rmap cimport anon_vma_prepare, rmap_link, rmap_unlink
 from realmem._kernel.shmem cimport vm_enough_memory
 from realmem._kernel.vmaindex cimport vma_before, vma_first, vma_lower
 from realmem.types cimport PAGE_SHIFT, PAGE_SIZE
@@ -22,7 +22,6 @@ cdef int expand_stack_locked(mm_struct* mm, vma_slot* slot, uint64_t addr) noexc
     cdef uint64_t grow = (slot.start - start) >> PAGE_SHIFT
     cdef vma_cursor cursor
     cdef vma_slot* below
-    cdef anon_vma* dead = NULL
     if not vma.vm_flags & VM_GROWSDOWN or start < mm.mmu.mmap_min_addr:
         return -ENOMEM
     vma_first(&mm.vmas, slot.start, &cursor)
@@ -40,11 +39,10 @@ cdef int expand_stack_locked(mm_struct* mm, vma_slot* slot, uint64_t addr) noexc
     if vma.vm_flags & VM_ACCOUNT:
         if vm_enough_memory(mm.mmu, <int64_t>grow, mm.core.may_reserve, mm.core.total_vm) != 0:
             return -ENOMEM
-    rmap_unlink(mm.mmu, vma, &dead)
+    rmap_unlink(mm.mmu, vma)
     vma.vm_pgoff -= grow
     vma_lower(&mm.vmas, slot, start)
     rmap_link(mm.mmu, vma)
-    anon_vma_free(mm.mmu, dead)
     vm_stat_account(mm.core, vma.vm_flags, <int64_t>grow)
     mm.generation += 1
     mm.grown = 1

@@ -11,6 +11,7 @@
 #     entry read-only, write      -> sole owner: opened as it is;
 #                                    else: copied, replaced     do_wp_page
 #                                    or the copy given away     donate.pyx
+#     entry of a swapped page     -> found in the swap cache, or read back    swap_in.pyx
 #     entry a guard marker        -> FAULT_MAPERR
 #     entry a NUMA hint           -> lifted, and on       do_numa_page
 #     entry allows it             -> the host lost it: refilled
@@ -28,8 +29,8 @@ from realmem._kernel.mm_types cimport (
     FAULT_ACCERR, FAULT_HOST, FAULT_MAPERR, FAULT_OK, FAULT_OOM, FAULT_WRITE, HOST_NONE,
     HOST_READ, HOST_WRITE, PTE_ACCESSED, PTE_DIRTY, PTE_PFN_MASK, PTE_PRESENT, PTE_PROTNONE,
     PTE_RW, PTE_SOFT_DIRTY, PTE_SPECIAL, TASK_SIZE, VM_ACCESS, VM_LOCKED, VM_SHARED, VM_WRITE,
-    address_space, is_kernel_mm, linear_page_index, mm_struct, mmu, pte_host, pte_pfn, pte_present,
-    vm_area_struct, vma_slot,
+    address_space, is_kernel_mm, is_swap_pte, linear_page_index, mm_struct, mmu, pte_host, pte_pfn,
+    pte_present, vm_area_struct, vma_slot,
 )
 from realmem._kernel.page_alloc cimport alloc_run_pages
 from realmem._kernel.page_free cimport put_page
@@ -44,19 +45,20 @@ from realmem._kernel.pgtable cimport (
 from realmem._kernel.rmap cimport anon_vma_prepare
 from realmem._kernel.run cimport run_of
 from realmem._kernel.shmem cimport shmem_get_page
+from realmem._kernel.swap_in cimport swap_in_locked
 from realmem._kernel.tlb cimport tlb_fill_locked, tlb_install_locked, tlb_refresh_locked
 from realmem._kernel.vm_fault cimport (
-    KIND_ANON, KIND_COW, KIND_REFILL, KIND_REUSE, KIND_SHARED, KIND_ZERO_PAGE, PART_ALLOC,
-    PART_HOST_MAP, PART_VMA, PART_WALK, PART_ZERO_OR_COPY, fault_begins, kind_known, part_done,
-    vm_fault,
+    KIND_ANON, KIND_COW, KIND_REFILL, KIND_REUSE, KIND_SHARED, KIND_SWAP, KIND_ZERO_PAGE,
+    PART_ALLOC, PART_HOST_MAP, PART_VMA, PART_WALK, PART_ZERO_OR_COPY, fault_begins, kind_known,
+    part_done, vm_fault,
 )
 from realmem._kernel.vmaindex cimport vma_find
 from realmem._kernel.zap cimport (
-    mlock_page, munlock_page, page_add_new_anon_rmap, page_remove_rmap,
+    mlock_page, munlock_page, page_add_new_anon_rmap, page_remove_rmap, set_anon_exclusive,
 )
 from realmem.compiler cimport SEQ_CST, atomic64_add_return, likely, load64, unlikely
 from realmem.types cimport (
-    GFP_HIGHUSER_MOVABLE, HOST_SPURIOUS, HPAGE_PMD_ORDER, PAGE_SHIFT, PAGE_SIZE, PGFAULT,
+    GFP_FAULT, HOST_SPURIOUS, HPAGE_PMD_ORDER, PAGE_SHIFT, PAGE_SIZE, PGFAULT,
     PGMAJFAULT, PGREUSE,
     PG_anon, PG_anon_exclusive, machine, page, page_address,
     page_counts, page_run, page_to_pfn, page_zone, pfn_to_page,
@@ -114,7 +116,7 @@ cdef inline int handle_pte_fault(vm_fault* f) noexcept nogil:
         else:
             rc = do_anonymous_page(f)
     elif unlikely(not pte_present(entry)):
-        rc = FAULT_MAPERR                       # a guard region
+        rc = do_swap_page(f) if is_swap_pte(entry) else FAULT_MAPERR    # a guard region
     elif f.access == FAULT_WRITE and not entry & PTE_RW:
         if f.vma.vm_flags & VM_SHARED:
             rc = wp_page_shared(f)
@@ -264,7 +266,7 @@ cdef inline page* anon_run_page(vm_fault* f) noexcept nogil:
     if run == NULL:
         return NULL
     p = alloc_run_pages(mm.mmu.m, run, <unsigned int>(f.address >> PAGE_SHIFT) & 511, 0,
-                        policy_node(mm, f.vma, f.address, NULL), GFP_HIGHUSER_MOVABLE)
+                        policy_node(mm, f.vma, f.address, NULL), GFP_FAULT)
     if p != NULL:
         page_add_new_anon_rmap(mm, f.vma, f.address, p)
     return p
@@ -275,11 +277,28 @@ cdef page* anon_page(mm_struct* mm, vm_area_struct* vma, uint64_t addr,
     cdef page* p
     if unlikely(vma.anon_vma == NULL) and anon_vma_prepare(mm, vma) != 0:
         return NULL
-    p = vma_alloc_pages(mm, vma, addr, GFP_HIGHUSER_MOVABLE, 0, source)
+    p = vma_alloc_pages(mm, vma, addr, GFP_FAULT, 0, source)
     if unlikely(p == NULL):
         return NULL
     page_add_new_anon_rmap(mm, vma, addr, p)
     return p
+
+
+# The page comes back, and a store goes on as one to a page that is mapped.
+cdef int do_swap_page(vm_fault* f) noexcept nogil:
+    cdef uint64_t entry = 0
+    cdef int rc
+    kind_known(f, KIND_SWAP)
+    rc = swap_in_locked(f.mm, f.vma, f.address, f.pte, &entry, &f.major)
+    if rc != FAULT_OK:
+        return rc
+    part_done(f, PART_ALLOC)
+    if f.access != FAULT_WRITE:
+        return install(f, entry, HOST_READ)
+    if pfn_to_page(f.mm.mmu.m, pte_pfn(entry)).flags & (1 << PG_anon_exclusive):
+        return install(f, entry | WRITTEN, HOST_WRITE)
+    install(f, entry, HOST_NONE)
+    return do_wp_page(f)
 
 
 # A store to a present, read-only entry of a writable VMA.  Every host mapping of the frame
@@ -306,7 +325,7 @@ cdef int do_wp_page(vm_fault* f) noexcept nogil:
             or load64(&old.counts.word) == ONE_OWNER):
         # The others dropped their references after their flushes, and nobody can take a new
         # one: sharing needs an entry that maps it, and the only one is under our lock.
-        old.flags |= 1 << PG_anon_exclusive
+        set_anon_exclusive(old)
         count_vm_event(m, PGREUSE, 1)
         kind_known(f, KIND_REUSE)
         return install(f, entry | WRITTEN | PTE_ACCESSED, HOST_WRITE)
@@ -351,7 +370,7 @@ cdef int unshare_page_locked(mm_struct* mm, uint64_t addr, uint64_t* pte) noexce
             return FAULT_OK
         split_huge_locked(mm, addr)
     if load64(&old.counts.word) == ONE_OWNER:
-        old.flags |= 1 << PG_anon_exclusive
+        set_anon_exclusive(old)
         return FAULT_OK
     new = anon_page(mm, slot.vma, addr, old)
     if new == NULL:
@@ -420,7 +439,7 @@ cdef inline page* object_page(vm_fault* f, address_space* object, uint64_t index
     cdef int nid = policy_node(f.mm, f.vma, f.address, NULL) if make else -1
     if object.is_file:
         return filemap_get_page(object, index, nid, make, rc_ret, &f.major)
-    return shmem_get_page(object, index, nid, make, rc_ret)
+    return shmem_get_page(object, index, nid, make, rc_ret, &f.major)
 
 
 # A store to a page of a file that is mapped privately, the first access to it.

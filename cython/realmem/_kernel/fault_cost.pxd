@@ -12,7 +12,7 @@ cdef enum:
     NR_BUCKETS = 272            # 16 + 8 * 32
     NR_COST_ORDERS = 10         # of an anonymous fault; others have order 0
     # By what it came to: KIND_ZERO_PAGE, KIND_ANON by order, the rest, the huge zero page.
-    NR_COST_KINDS = 16          # NR_FAULT_KINDS - 1 + NR_COST_ORDERS + 1
+    NR_COST_KINDS = 17          # NR_FAULT_KINDS - 1 + NR_COST_ORDERS + 1
     NR_COST_WAYS = 2            # software, raw
 
 # mmu.costs[nid] is the row of what happened on a node's CPUs, by way, by kind and order, by the

@@ -30,7 +30,7 @@ from realmem.compiler cimport (
     SEQ_CST, atomic64_add_return, atomic64_fetch_and,
 )
 from realmem.types cimport (
-    GFP_HIGHUSER_MOVABLE, PAGE_SHIFT, PAGE_SIZE, PG_dirty, PG_file, PG_uptodate, page,
+    GFP_FAULT, PAGE_SHIFT, PAGE_SIZE, PG_dirty, PG_file, PG_uptodate, page,
     page_address, pfn_to_page,
 )
 
@@ -222,7 +222,7 @@ cdef int read_run(address_space* object, uint64_t first, uint64_t end, uint64_t 
     cdef bint end_of_file
     cdef int rc
     # The page itself first: the others are had where that costs nobody anything.
-    cdef page* wanted = alloc_pages_node(u.m, nid, GFP_HIGHUSER_MOVABLE, 0)
+    cdef page* wanted = alloc_pages_node(u.m, nid, GFP_FAULT, 0)
     cdef page* p
     if wanted == NULL:
         return FAULT_OOM

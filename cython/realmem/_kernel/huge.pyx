@@ -12,7 +12,7 @@ from realmem._kernel.pgtable cimport (
     split_huge_locked, sync_huge_locked, unmake_huge_locked,
 )
 from realmem._kernel.tlb cimport tlb_fill_locked, tlb_flush_locked
-from realmem._kernel.zap cimport page_dup_rmap
+from realmem._kernel.zap cimport page_dup_rmap, set_anon_exclusive
 from realmem.compiler cimport BUG, load64
 from realmem.types cimport PG_anon_exclusive, page, pfn_to_page
 
@@ -87,7 +87,7 @@ cdef bint reuse_huge_locked(mm_struct* mm, uint64_t addr, bint write) noexcept n
         if not p[i].flags & (1 << PG_anon_exclusive) and load64(&p[i].counts.word) != ONE_OWNER:
             return False
     for i in range(PTRS_PER_TABLE):
-        p[i].flags |= 1 << PG_anon_exclusive
+        set_anon_exclusive(p + i)
         if write:
             pte[i] |= PTE_RW | USED
     sync_huge_locked(mm, huge_base(addr))

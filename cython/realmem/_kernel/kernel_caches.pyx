@@ -10,11 +10,11 @@ from realmem._kernel.slab_cache cimport cache_stat, stat_cache
 from realmem._kernel.slab_types cimport (
     NO_MAGAZINE, area_magazine, kmem_cache, magazine_count,
 )
-from realmem.types cimport GFP_KERNEL, cpu_area, machine
+from realmem.types cimport GFP_NOIO, cpu_area, machine
 
 
 cdef void* kernel_alloc(machine* m, int which) noexcept nogil:
-    return kmem_cache_alloc(dedicated_cache(m, which), GFP_KERNEL)
+    return kmem_cache_alloc(dedicated_cache(m, which), GFP_NOIO)
 
 
 cdef void kernel_free(machine* m, int which, void* object) noexcept nogil:

@@ -9,13 +9,15 @@ from realmem.types cimport machine
 cdef enum:
     LOCK_MM = 1                 # several: by ascending id
     LOCK_ADDRESS_SPACE = 2
-    LOCK_RMAP = 3
-    LOCK_AREAS = 4
-    LOCK_AREA = 5               # several: under areas_lock
-    LOCK_SLAB_STATE = 6
-    LOCK_DEPOT = 7              # several, and of the next: under slab_state.lock
-    LOCK_SLABS = 8
-    LOCK_ZONE = 9               # several: by index
+    LOCK_SWAP = 3
+    LOCK_RMAP = 4
+    LOCK_AREAS = 5
+    LOCK_AREA = 6               # several: under areas_lock
+    LOCK_SLAB_STATE = 7
+    LOCK_DEPOT = 8              # several, and of the next: under slab_state.lock
+    LOCK_SLABS = 9
+    LOCK_ZONE = 10              # several: by index
+    LOCK_LRU = 11               # several: by node
 
 # Have m's lock checked from now on, if m checks any.  Nobody knows it yet.
 cdef void check_spinlock(const machine* m, spinlock* lock, int rank,

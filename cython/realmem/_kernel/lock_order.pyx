@@ -18,9 +18,10 @@ cdef extern from *:
     } rm_held;
     /* By rank. */
     static const char *const rm_lock_names[] = {
-        "", "mm_struct.lock", "address_space.lock", "mmu.rmap_lock", "machine.areas_lock",
+        "", "mm_struct.lock", "address_space.lock", "mmu.swap_lock", "mmu.rmap_lock",
+        "machine.areas_lock",
         "cpu_area.lock", "slab_state.lock", "kmem_cache_node.depot_lock",
-        "kmem_cache_node.list_lock", "zone.lock",
+        "kmem_cache_node.list_lock", "zone.lock", "lruvec.lock",
     };
     static __thread rm_held rm_held_here __attribute__((tls_model("initial-exec")));
     """

@@ -7,13 +7,15 @@ from realmem._kernel.mm_lock cimport lock_task, unlock_task
 from realmem._kernel.mm_run cimport free_tables_locked
 from realmem._kernel.mm_types cimport (
     HOST_NOACC, HOST_READ, PTE_ACCESSED, PTE_DIRTY, PTE_GUARD, PTE_PRESENT, PTE_PROTNONE, PTE_RW,
-    PTE_SOFT_DIRTY, PTE_SPECIAL, mm_struct, pte_pfn, pte_present, vma_slot,
+    PTE_SOFT_DIRTY, PTE_SPECIAL, PTE_SWP_SOFT_DIRTY, is_swap_pte, mm_struct, pte_pfn,
+    pte_present, vma_slot,
 )
 from realmem._kernel.pgtable cimport (
     PTES_ALIKE, PTES_READ, clear_pte_locked, pte_alloc_locked,
     pte_cursor, pte_first, pte_next, set_pte_locked,
 )
 from realmem._kernel.rmap cimport anon_vma_prepare
+from realmem._kernel.swap cimport swap_free
 from realmem._kernel.tlb cimport tlb_protect_locked
 from realmem._kernel.vmaindex cimport vma_find
 from realmem._kernel.zap cimport page_mapcount, zap_range_locked
@@ -78,10 +80,18 @@ cdef inline void change(mm_struct* mm, uint64_t* pte, int what) noexcept nogil:
     cdef uint64_t entry = pte[0]
     cdef page* p
     if what == ADVISE_GUARD_REMOVE:
-        if not pte_present(entry):
+        if entry == <uint64_t>PTE_GUARD:
             clear_pte_locked(mm, pte)
         return
     if not pte_present(entry):
+        if not is_swap_pte(entry):
+            return
+        if what == ADVISE_FREE:
+            clear_pte_locked(mm, pte)
+            mm.core.swap_ents -= 1
+            swap_free(mm.mmu, entry)
+        elif what == ADVISE_SOFT_CLEAN:
+            pte[0] = entry & ~<uint64_t>PTE_SWP_SOFT_DIRTY
         return
     if what == ADVISE_SOFT_CLEAN:
         # The next store must fault, to be noticed.

@@ -30,6 +30,7 @@ cdef enum:
     MM_HUGE_COUNT = 24          # frames that say how many huge entries map them
     MM_MLOCK = 25               # frames that count the locked VMAs that map them; nr_mlock
     MM_RUNS = 26                # tables that have a run, or runs without a table
+    MM_SWAP = 27                # entries of swapped pages, and what counts them
 
 cdef struct mm_finding:
     int what

@@ -23,6 +23,8 @@ cdef struct range_stat:
     int64_t dirty               # numa_maps' way of counting: by entry or page
     int64_t active
     int64_t mapmax
+    int64_t swap                # entries of swapped pages
+    int64_t swap_pss            # bytes
     int64_t nodes[64]
 
 # Returns: 0, or -ESRCH.

@@ -4,18 +4,20 @@ from libc.errno cimport ESRCH
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memset
 
-from realmem._kernel.host_calls cimport mutex_lock, mutex_unlock
+from realmem._kernel.host_calls cimport mutex_unlock
 from realmem._kernel.huge cimport huge_bits_locked
 from realmem._kernel.mm_lock cimport lock_live
 from realmem._kernel.mm_types cimport (
     PMD_SHIFT, PTE_ACCESSED, PTE_DIRTY, PTE_GUARD, PTE_SOFT_DIRTY, PTE_SPECIAL,
-    PTRS_PER_TABLE, VM_LOCKED, VM_SOFTDIRTY, linear_page_index, mm_struct, pte_pfn,
-    pte_present, vma_slot,
+    PTE_SWP_SOFT_DIRTY, PTRS_PER_TABLE, VM_LOCKED, VM_SOFTDIRTY, is_swap_pte, linear_page_index,
+    mm_struct, pte_pfn, pte_present, vma_slot,
 )
+from realmem._kernel.page_free cimport put_page
 from realmem._kernel.pgtable cimport (
     PTES_READ, is_huge_locked, pte_cursor, pte_first, pte_next, pte_offset_locked,
 )
-from realmem._kernel.radix_tree cimport radix_load
+from realmem._kernel.shmem cimport shmem_in_memory, shmem_swapped
+from realmem._kernel.swap cimport swap_cache_get, swap_count, swp_offset, swp_type
 from realmem._kernel.vmaindex cimport vma_find
 from realmem._kernel.zap cimport page_mapcount
 from realmem.types cimport (
@@ -28,6 +30,8 @@ cdef enum:
     PM_MMAP_EXCLUSIVE = 56
     PM_GUARD = 58
     PM_FILE = 61
+    PM_SWAP = 62
+    MAX_SWAPFILES_SHIFT = 5     # the slot stands above the area's type
     PM_PRESENT = 63
 
 
@@ -53,7 +57,15 @@ cdef int mm_range_stat(mm_struct* mm, uint64_t id, uint64_t start, uint64_t end,
             if slot == NULL or c.addr >= slot.end:
                 slot = vma_find(&mm.vmas, c.addr)
             add(mm, pte[0] | seen, slot != NULL and slot.vma.vm_flags & VM_LOCKED != 0, stat_ret)
+        elif is_swap_pte(pte[0]):
+            stat_ret.swap += 1
+            stat_ret.swap_pss += PAGE_SIZE / max(<int64_t>swap_count(mm.mmu, pte[0]),
+                                                 <int64_t>1)
         pte = pte_next(&c)
+    slot = vma_find(&mm.vmas, start)
+    if slot != NULL and slot.start <= start and slot.vma.vm_object != NULL:
+        stat_ret.swap += shmem_swapped(slot.vma.vm_object, linear_page_index(slot.vma, start),
+                                       linear_page_index(slot.vma, min(end, slot.end) - 1))
     mutex_unlock(&mm.lock)
     return 0
 
@@ -123,7 +135,8 @@ cdef uint64_t word_of(mm_struct* mm, const vma_slot* slot, uint64_t entry,
                       bint may_see) noexcept nogil:
     cdef uint64_t word = 0
     cdef page* p
-    if slot.vma.vm_flags & VM_SOFTDIRTY or (pte_present(entry) and entry & PTE_SOFT_DIRTY):
+    if slot.vma.vm_flags & VM_SOFTDIRTY or (pte_present(entry) and entry & PTE_SOFT_DIRTY) or (
+            is_swap_pte(entry) and entry & PTE_SWP_SOFT_DIRTY):
         word |= <uint64_t>1 << PM_SOFT_DIRTY
     if pte_present(entry):
         word |= <uint64_t>1 << PM_PRESENT
@@ -135,6 +148,10 @@ cdef uint64_t word_of(mm_struct* mm, const vma_slot* slot, uint64_t entry,
                 word |= <uint64_t>1 << PM_FILE
             if page_mapcount(p) == 1:
                 word |= <uint64_t>1 << PM_MMAP_EXCLUSIVE
+    elif is_swap_pte(entry):
+        word |= <uint64_t>1 << PM_SWAP
+        if may_see:
+            word |= <uint64_t>swp_type(entry) | (swp_offset(entry) << MAX_SWAPFILES_SHIFT)
     elif entry == <uint64_t>PTE_GUARD:
         word |= <uint64_t>1 << PM_GUARD
     return word
@@ -155,6 +172,8 @@ cdef int mm_mincore(mm_struct* mm, uint64_t id, uint64_t start, uint64_t end,
         pte = pte_offset_locked(mm, addr)
         if pte != NULL and pte_present(pte[0]):
             there = True
+        elif pte != NULL and is_swap_pte(pte[0]):
+            there = in_swap_cache(mm, pte[0])
         else:                       # behind a guard region, too, the object is looked at
             there = slot != NULL and slot.start <= addr and in_object(slot, addr)
         bytes_ret[(addr - start) >> PAGE_SHIFT] = there
@@ -163,11 +182,14 @@ cdef int mm_mincore(mm_struct* mm, uint64_t id, uint64_t start, uint64_t end,
     return 0
 
 
-cdef bint in_object(const vma_slot* slot, uint64_t addr) noexcept nogil:
-    cdef bint there
-    if slot.vma.vm_object == NULL:
+cdef bint in_swap_cache(mm_struct* mm, uint64_t entry) noexcept nogil:
+    cdef page* p = swap_cache_get(mm.mmu, entry)
+    if p == NULL:
         return False
-    mutex_lock(&slot.vma.vm_object.lock)
-    there = radix_load(slot.vma.vm_object.root, linear_page_index(slot.vma, addr)) != NULL
-    mutex_unlock(&slot.vma.vm_object.lock)
-    return there
+    put_page(mm.mmu.m, p)
+    return True
+
+
+cdef bint in_object(const vma_slot* slot, uint64_t addr) noexcept nogil:
+    return slot.vma.vm_object != NULL and shmem_in_memory(
+        slot.vma.vm_object, linear_page_index(slot.vma, addr))

@@ -3,7 +3,10 @@
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 from realmem._kernel.host_calls cimport mutex
-from realmem.types cimport machine, pfn_to_page
+from realmem.compiler cimport spinlock
+from realmem.types cimport (
+    PG_anon, PG_anon_exclusive, PG_swapbacked, PG_uptodate, list_head, machine, page, pfn_to_page,
+)
 
 cdef enum:
     PGDIR_SHIFT = 39
@@ -54,6 +57,15 @@ cdef enum:
     PTE_TYPE_SHIFT = 59
 cdef extern from *:
     const uint64_t PTE_GUARD "0xF800000000000000ULL"     # a guard region's marker
+# A page in a swap area: the area's type plus one, the slot where a frame's number would stand.
+cdef enum:
+    MAX_SWAPFILES = 28
+    PTE_SWP_SOFT_DIRTY = 0x002  # PTE_SOFT_DIRTY of what it was
+    PTE_SWP_EXCLUSIVE = 0x004   # it was PG_anon_exclusive, and no fork shared it since
+
+# What an anonymous page has while it is mapped, or in the swap cache.
+cdef enum:
+    ANON_FLAGS = 1 << PG_anon | 1 << PG_anon_exclusive | 1 << PG_swapbacked | 1 << PG_uptodate
 
 # vm_flags, Linux's values (include/linux/mm.h).
 cdef enum:
@@ -150,13 +162,16 @@ cdef struct vma_cursor:
 # Shared anonymous memory, or a file: its frames by page.  Alive while VMAs or Python refer to it.
 # (Linux: an inode and its address_space.)
 cdef struct address_space:
+    list_head swaplist          # first; of mmu.shmem_swaplist while nr_swapped is not 0; swap_lock
     mutex lock                  # below every mm.lock; guards pages and nr_pages
     int32_t refcount            # atomic
     uint64_t size               # pages; what lies behind it is SIGBUS
     uint64_t charged            # pages of vm_committed_as; grows page by page with noreserve
     int32_t noreserve
     uint64_t nr_pages           # frames
+    # Frames, and of shared anonymous memory that is swapped the entries (is_value()).
     radix_node* root
+    uint64_t nr_swapped         # of those; lock
     uint64_t id                 # "inode number"
     mmu* mmu
     rmap_node* i_mmap           # root of the treap of VMAs that map it
@@ -171,6 +186,7 @@ cdef struct address_space:
     int64_t stale               # of which change frames are still there; 0: of none; lock
     int64_t changes             # by others, that were noticed; lock
     mutex write_lock            # one write-back at a time; above every mm.lock
+    int32_t borrowed            # by reclaim, for a moment; who closes the file waits.  Atomic
 
 cdef enum:
     RADIX_SHIFT = 6
@@ -221,6 +237,50 @@ cdef struct vmap_space:
 cdef struct fault_cost:
     int64_t count               # atomic, as the buckets
     uint32_t buckets[6][272]    # NR_FAULT_PARTS, NR_BUCKETS
+
+# A node's pages by how lately they were used (include/linux/mmzone.h); a page's flags say on which
+# list it is.  New ones wait in their thread's area first.
+cdef enum:
+    LRU_INACTIVE_ANON = 0
+    LRU_ACTIVE_ANON = 1
+    LRU_INACTIVE_FILE = 2
+    LRU_ACTIVE_FILE = 3
+    LRU_UNEVICTABLE = 4
+    NR_LRU_LISTS = 5
+cdef struct lruvec:
+    spinlock lock
+    list_head lists[5]          # NR_LRU_LISTS
+    int64_t nr[5]               # pages
+
+# What is behind a swap area: a file, another node's memory, something remote.  Each call returns
+# 0 or -errno, and may wait; bytes are a page's.
+cdef struct swap_store:
+    int (*write)(void* data, uint64_t slot, const void* bytes) noexcept nogil
+    int (*read)(void* data, uint64_t slot, void* bytes) noexcept nogil
+    void* data
+
+# One swap area (include/linux/swap.h).  Guarded by mmu.swap_lock, but for the store.
+cdef struct swap_info_struct:
+    int32_t used                # there is one of this type
+    int32_t writable            # it takes new pages; not while it is being switched off
+    int32_t prio
+    uint64_t max                # slots, of which 0 is the header
+    uint64_t inuse              # slots
+    uint64_t hand               # where the search for a free one goes on
+    uint32_t* map               # by slot: entries of page tables, and writers; 0: free
+    page** cache                # by slot: the frame that is its copy, with a reference
+    swap_store store
+
+# A node's kswapd.
+cdef struct kswapd_state:
+    int wanted                  # futex: somebody asked for it
+    int stop
+    int running
+    int failures                # turns in a row that freed nothing
+    int64_t pages_scanned
+    int64_t pages_reclaimed
+    uint64_t thread             # pthread_t
+    void* owner                 # mmu
 
 # A machine's part in paging: made with its first process.
 cdef struct mmu:
@@ -283,6 +343,18 @@ cdef struct mmu:
     uint64_t fault_around
     int32_t cow_node            # where copies go, COW_* of mempolicy.pxd
     uint64_t costs[64]          # fault_cost*, by the CPU's node; 0: no fault yet.  Atomic
+    lruvec lru[64]              # by node
+    mutex swap_lock             # below every mm.lock and address_space.lock
+    swap_info_struct swap[28]   # MAX_SWAPFILES, by type
+    list_head shmem_swaplist    # objects that have swapped pages; swap_lock
+    int32_t swap_turn           # of areas of one priority: the type that was used last
+    int64_t nr_swap_pages       # free slots of those that take pages; swap_lock
+    int64_t total_swap_pages    # slots of all; swap_lock
+    int64_t nr_swapcache        # frames; swap_lock
+    int32_t swappiness          # vm.swappiness, 0 to 200
+    int32_t page_cluster        # log2 of the slots that are read together
+    int64_t reclaimers          # threads in reclaim that hold no mm.lock; atomic
+    kswapd_state kswapd[64]     # by node
 
 cdef enum: NR_SCRATCH = 64
 cdef enum:
@@ -298,7 +370,7 @@ cdef struct task_struct:
     int64_t min_flt
     int64_t maj_flt
     uint64_t nr_served[2]       # faults of the software MMU, and raw ones
-    uint32_t nr_timed[2][6]     # ... of each kind that were timed, KIND_* of vm_fault.pxd
+    uint32_t nr_timed[2][7]     # ... of each kind that were timed, KIND_* of vm_fault.pxd
 
 # What an address space has while it lives.  Guarded by mm.lock.
 cdef enum:
@@ -313,6 +385,7 @@ cdef struct mm_core:
     int64_t anon_rss            # pages
     int64_t file_rss
     int64_t shmem_rss
+    int64_t swap_ents           # entries of pages in swap areas
     int64_t hiwater_rss
     int64_t total_vm            # pages of all VMAs; then of some (mm/mmap.c:vm_stat_account())
     int64_t data_vm
@@ -333,10 +406,8 @@ cdef struct mm_core:
 # anonymous page.  Linux keeps a tree of these, one a process; here relatives share one.
 # Guarded by mmu.rmap_lock.
 cdef struct anon_vma:
-    rmap_node* root             # treap; NULL once the last VMA left
-    int64_t nr_vmas
-    anon_vma* next              # of those that may go
-    int32_t queued              # it is one of them
+    rmap_node* root             # treap; NULL while no VMA stands in it
+    int32_t refcount            # VMAs, until their frames are unmapped, and reclaim.  Atomic
 
 # That a VMA may have pages of an anon_vma.
 cdef struct anon_vma_chain:
@@ -413,6 +484,11 @@ cdef inline unsigned int pte_host(uint64_t pte) noexcept nogil:
 
 cdef inline uint64_t pte_with_host(uint64_t pte, unsigned int host) noexcept nogil:
     return (pte & ~<uint64_t>PTE_HOST_MASK) | (<uint64_t>host << PTE_HOST_SHIFT)
+
+# Whether it stands for a page in a swap area.
+cdef inline bint is_swap_pte(uint64_t pte) noexcept nogil:
+    return (pte & (PTE_PRESENT | PTE_PROTNONE) == 0 and pte >> PTE_TYPE_SHIFT != 0
+            and pte != <uint64_t>PTE_GUARD)
 
 # What an entry maps: a frame that can be touched, or not (PROT_NONE).
 cdef inline bint pte_present(uint64_t pte) noexcept nogil:

@@ -16,19 +16,21 @@ from realmem._kernel.mm_lock cimport lock_live, lock_task, unlock_task
 from realmem._kernel.mm_run cimport free_tables_locked
 from realmem._kernel.mm_types cimport (
     HOST_NONE, HOST_READ, MM_DEAD, NR_RLIMITS, PMD_SHIFT, PTE_ACCESSED,
-    PTE_DIRTY, PTE_HOST_MASK, PTE_PFN_MASK, PTE_PSE, PTE_RW, PTE_SPECIAL, TASK_SIZE, VM_ACCOUNT,
+    PTE_DIRTY, PTE_HOST_MASK, PTE_PFN_MASK, PTE_PSE, PTE_RW, PTE_SPECIAL, PTE_SWP_EXCLUSIVE,
+    TASK_SIZE, VM_ACCOUNT,
     VM_DONTCOPY, VM_GROWSDOWN, VM_LOCKED_MASK, VM_MAYBE_GUARD, VM_SOFTDIRTY,
-    VM_WIPEONFORK, address_space, anon_vma, linear_page_index, mm_struct, mmu, pinned_page,
-    pte_pfn, pte_present, pte_with_host, vm_area_struct, vma_cursor, vma_slot,
+    VM_WIPEONFORK, address_space, is_swap_pte, linear_page_index, mm_struct, mmu,
+    pinned_page, pte_pfn, pte_present, pte_with_host, vm_area_struct, vma_cursor, vma_slot,
 )
 from realmem._kernel.pgtable cimport (
     PTES_READ, is_huge_locked, pgd_free, pte_alloc_locked, pte_cursor, pte_first, pte_next,
     pte_offset_locked, pte_skip_table, table_of, walk_step,
 )
 from realmem._kernel.quicklist cimport quicklist_trim
-from realmem._kernel.rmap cimport anon_vma_fork, anon_vma_free, rmap_link, rmap_unlink
+from realmem._kernel.rmap cimport anon_vma_fork, anon_vma_put, rmap_link, rmap_unlink
 from realmem._kernel.run cimport run_of
 from realmem._kernel.shmem cimport vm_enough_memory
+from realmem._kernel.swap cimport swap_duplicate
 from realmem._kernel.tlb cimport (
     scratch_flush_locked, tlb_flush_locked, tlb_flush_window_locked, tlb_protect_locked,
 )
@@ -159,6 +161,12 @@ cdef int copy_page_range(mm_struct* parent, mm_struct* child,
             entry = copy_present_pte(parent, child, slot, c.addr, pte)
             if entry == 0:
                 return -ENOMEM
+        elif is_swap_pte(entry):
+            # Mirrors: mm/memory.c:copy_nonpresent_pte().
+            swap_duplicate(parent.mmu, entry)
+            entry &= ~<uint64_t>PTE_SWP_EXCLUSIVE
+            pte[0] = entry
+            child.core.swap_ents += 1
         to = table + ((c.addr >> PAGE_SHIFT) & 511)
         holder.private += to[0] == 0
         to[0] = entry
@@ -231,19 +239,19 @@ cdef int mm_exit(mm_struct* mm, uint64_t id) noexcept nogil:
 
 cdef void remove_vmas(mm_struct* mm) noexcept nogil:
     cdef vm_area_struct* gone = NULL
-    cdef anon_vma* dead = NULL
     cdef vma_cursor cursor
     cdef vma_slot* slot = vma_first(&mm.vmas, 0, &cursor)
     while slot != NULL:
-        rmap_unlink(mm.mmu, slot.vma, &dead)
+        rmap_unlink(mm.mmu, slot.vma)
         if slot.vma.vm_object != NULL:
             mapping_put(slot.vma.vm_object)
+        if slot.vma.anon_vma != NULL:
+            anon_vma_put(mm.mmu, slot.vma.anon_vma)
         slot.vma.vm_next = gone
         gone = slot.vma
         slot = vma_next(&cursor)
     vma_index_clear(&mm.vmas)
     vm_area_free_list(mm.mmu.m, gone)
-    anon_vma_free(mm.mmu, dead)
 
 
 # An address space that got no window has its PGD all the same.

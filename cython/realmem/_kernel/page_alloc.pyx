@@ -26,7 +26,7 @@ from realmem.compiler cimport (
     spin_unlock, this_cpu_id, unlikely,
 )
 from realmem.types cimport (
-    ALLOCSTALL, COUNTS_FREE, COUNTS_NEW, GFP_COMP, GFP_DIRECT_RECLAIM, GFP_HIGH,
+    ALLOCSTALL, COUNTS_FREE, COUNTS_NEW, GFP_COMP, GFP_DIRECT_RECLAIM, GFP_FS, GFP_HIGH, GFP_IO,
     GFP_KSWAPD_RECLAIM, GFP_MEMALLOC, GFP_NOFAIL, GFP_NOMEMALLOC, GFP_NORETRY,
     GFP_RETRY_MAYFAIL, GFP_THISNODE, GFP_ZERO, INJECT_PAGE_ALLOC, KSWAPD_WAKE, MACHINE_INJECT,
     MACHINE_POISON, MAX_NR_ZONES,
@@ -367,10 +367,14 @@ cdef page* alloc_pages_slowpath(machine* m, zone** zonelist, int highest, uint32
                                 unsigned int order) noexcept nogil:
     cdef unsigned int alloc_flags = gfp_to_alloc_flags(gfp, order)
     cdef int turns = 0
+    # Whoever holds locks that it takes asks without these.
+    cdef bint may_reclaim = m.reclaim != NULL and gfp & GFP_IO and gfp & GFP_FS
     cdef int64_t progress
     cdef page* p
     if gfp & GFP_KSWAPD_RECLAIM:
         count_vm_event(m, KSWAPD_WAKE, 1)
+        if m.wake_kswapd != NULL:
+            m.wake_kswapd(m, zonelist)
         alloc_flags |= nofragment_flag(zonelist[0])
     p = get_page_from_freelist(m, zonelist, highest, gfp, order, alloc_flags)
     if p != NULL:
@@ -385,7 +389,7 @@ cdef page* alloc_pages_slowpath(machine* m, zone** zonelist, int highest, uint32
     while True:
         count_vm_event(m, ALLOCSTALL + zonelist[0].kind, 1)
         progress = 0
-        if m.reclaim != NULL:
+        if may_reclaim:
             progress = m.reclaim(m, zonelist[0], gfp, order)
         if m.shrink_objects != NULL:
             progress += m.shrink_objects(m)
@@ -398,7 +402,7 @@ cdef page* alloc_pages_slowpath(machine* m, zone** zonelist, int highest, uint32
         turns = 0 if progress else turns + 1
         if gfp & GFP_NORETRY or order > PAGE_ALLOC_COSTLY_ORDER and not gfp & GFP_RETRY_MAYFAIL:
             break
-        if turns > 0 and (m.reclaim == NULL or turns > MAX_RECLAIM_RETRIES):
+        if turns > 0 and (not may_reclaim or turns > MAX_RECLAIM_RETRIES):
             # Before giving up, the last of the reserve.
             if not unreserve_highatomic(zonelist, True):
                 break

@@ -248,6 +248,7 @@ cdef void area_reset(machine* m, cpu_area* area) noexcept nogil:
     area.node_bytes = 0
     area.quick.page = NULL
     area.quick.nr_pages = 0
+    area.nr_lru_pages = 0
     forget_memos(area)
     # Zeroes the magazines; the area does not begin with a page.
     madvise(<char*>area - AREA_MAGAZINES, AREA_MAGAZINES & ~<uint64_t>4095, MADV_DONTNEED)

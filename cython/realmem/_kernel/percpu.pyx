@@ -165,6 +165,10 @@ cdef void thread_ends(void* ignored) noexcept nogil:
         if area.machine != NULL:
             this_area = area
             slab_thread_ends(area.machine, area)
+            if area.nr_lru_pages and area.machine.drain_lru != NULL:
+                area_enter(area.machine)
+                area.machine.drain_lru(area.machine, area)
+                area_exit(area)
             this_area = boot_area
             area_retire(area.machine, area)
         spin_unlock(&registry_lock)

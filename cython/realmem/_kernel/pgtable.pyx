@@ -19,7 +19,7 @@ from realmem._kernel.page_free cimport free_pages
 from realmem._kernel.quicklist cimport quicklist_alloc, quicklist_free
 from realmem.compiler cimport SEQ_CST, VM_BUG_ON, atomic64_add_return, likely, unlikely
 from realmem.types cimport (
-    GFP_ACCOUNT, GFP_KERNEL, GFP_ZERO, PAGE_SHIFT, PG_table, PG_zero, page, page_to_pfn,
+    GFP_ACCOUNT, GFP_KERNEL, GFP_NOIO, GFP_ZERO, PAGE_SHIFT, PG_table, PG_zero, page, page_to_pfn,
     pfn_address, pfn_to_page,
 )
 
@@ -32,7 +32,7 @@ cdef enum: PMD_SIZE = 1 << PMD_SHIFT
 # ---- table frames -----------------------------------------------------------
 
 cdef page* table_alloc(mmu* u) noexcept nogil:
-    cdef page* p = quicklist_alloc(u.m, GFP_KERNEL | GFP_ACCOUNT)
+    cdef page* p = quicklist_alloc(u.m, GFP_NOIO | GFP_ACCOUNT)
     if likely(p != NULL):
         p.flags |= <uint64_t>1 << PG_table
         p.private = 0

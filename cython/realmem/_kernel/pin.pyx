@@ -3,11 +3,12 @@
 from libc.errno cimport ENOMEM, ESRCH
 from libc.stdint cimport int64_t, uint64_t
 
+from realmem._kernel.access cimport make_room
 from realmem._kernel.fault cimport handle_mm_fault_locked, unshare_page_locked
 from realmem._kernel.host_calls cimport mutex_lock, mutex_unlock
 from realmem._kernel.mm_lock cimport lock_task, unlock_task
 from realmem._kernel.mm_types cimport (
-    FAULT_HOST, FAULT_OK, FAULT_READ, FAULT_WRITE, GUP_PIN_COUNTING_BIAS, HOST_READ,
+    FAULT_HOST, FAULT_OK, FAULT_OOM, FAULT_READ, FAULT_WRITE, GUP_PIN_COUNTING_BIAS, HOST_READ,
     HOST_WRITE, mm_struct, pte_host, pte_pfn,
 )
 from realmem._kernel.page_free cimport put_page
@@ -23,9 +24,12 @@ cdef extern from *:
 cdef int mm_pin(mm_struct* mm, uint64_t id, uint64_t start, uint64_t end, bint write,
                 uint64_t* pfns_ret, uint64_t* fault_ret) noexcept nogil:
     cdef uint64_t addr = start
+    cdef int tries = 0
     cdef int rc = FAULT_OK
+    cdef machine* m
     if not lock_task(mm, id):
         return -ESRCH
+    m = mm.mmu.m
     if mm.nr_pins == MAX_PINS:
         rc = -ENOMEM
     else:
@@ -37,6 +41,12 @@ cdef int mm_pin(mm_struct* mm, uint64_t id, uint64_t start, uint64_t end, bint w
             rc = pin_page(mm, addr, write, pfns_ret + ((addr - start) >> PAGE_SHIFT))
             if rc == FAULT_OK:
                 addr += PAGE_SIZE
+                tries = 0
+            elif rc == FAULT_OOM:
+                rc = make_room(mm, id, &tries)
+                if rc == -ESRCH:
+                    unpin(m, pfns_ret, (addr - start) >> PAGE_SHIFT)
+                    return rc
         if rc != FAULT_OK:
             fault_ret[0] = addr
             unlist(mm, start, end)

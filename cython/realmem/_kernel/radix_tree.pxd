@@ -9,6 +9,8 @@ cdef void* radix_load(const radix_node* root, uint64_t index) noexcept nogil
 # Returns: 0, or -ENOMEM with nothing stored.
 cdef int radix_store(machine* m, radix_node** root_ref, uint64_t index,
                      void* item) noexcept nogil
+# Put another item where one stands.
+cdef void radix_replace(radix_node* root, uint64_t index, void* item) noexcept nogil
 # Take an item out; NULL when there is none.  Emptied nodes go.
 cdef void* radix_erase(machine* m, radix_node** root_ref, uint64_t index) noexcept nogil
 # The first item at index_ref[0] or above, whose index goes back there; NULL: none.

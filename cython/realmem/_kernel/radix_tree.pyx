@@ -74,6 +74,13 @@ cdef int radix_store(machine* m, radix_node** root_ref, uint64_t index,
     return 0
 
 
+cdef void radix_replace(radix_node* root, uint64_t index, void* item) noexcept nogil:
+    cdef radix_node* node = root
+    while node.shift > 0:
+        node = <radix_node*>node.slots[slot_of(node, index)]
+    node.slots[slot_of(node, index)] = item
+
+
 cdef void* radix_erase(machine* m, radix_node** root_ref, uint64_t index) noexcept nogil:
     cdef radix_node** path[MOST_LEVELS]
     cdef radix_node** at = root_ref

@@ -4,7 +4,7 @@
 from libc.stdint cimport int64_t, uint64_t
 
 from realmem._kernel.mm_types cimport anon_vma, mm_struct, mmu, rmap_node, vm_area_struct
-from realmem.compiler cimport SEQ_CST, atomic64_add_return
+from realmem.compiler cimport SEQ_CST, atomic64_add_return, atomic_add_return
 from realmem.types cimport page
 
 # Give a VMA its anon_vma before its first anonymous page: that of a neighbour it could merge
@@ -14,11 +14,14 @@ from realmem.types cimport page
 cdef int anon_vma_prepare(mm_struct* mm, vm_area_struct* vma) noexcept nogil
 
 # Enter a VMA's range, once it has an anon_vma or an object and whenever its range will have
-# changed; take it out before.  An anon_vma left by its last VMA goes to dead_ref: frames may
-# still name it until they are unmapped, then anon_vma_free() takes the list.
+# changed; take it out before.
 cdef void rmap_link(mmu* u, vm_area_struct* vma) noexcept nogil
-cdef void rmap_unlink(mmu* u, vm_area_struct* vma, anon_vma** dead_ref) noexcept nogil
-cdef void anon_vma_free(mmu* u, anon_vma* dead) noexcept nogil
+cdef void rmap_unlink(mmu* u, vm_area_struct* vma) noexcept nogil
+# A VMA keeps its anon_vma until its descriptor is freed: frames name it until they are unmapped,
+# and relatives may be gone by then.
+cdef inline void anon_vma_get(anon_vma* of) noexcept nogil:
+    atomic_add_return(&of.refcount, 1, SEQ_CST)
+cdef void anon_vma_put(mmu* u, anon_vma* of) noexcept nogil
 
 # Around a change that takes VMAs out and puts them in again: rmap_ranges() misses them meanwhile.
 cdef inline void rmap_relink_begins(mmu* u) noexcept nogil:
@@ -37,10 +40,14 @@ cdef struct rmap_place:
     uint64_t mm_id
     uint64_t address
 
-# Where p may be mapped: up to n places from the skip-th on; a page table may have dropped it.
+# Where p, which is mapped and stays so, may be: up to n places from the skip-th on; a page table
+# may have dropped it.
 # Returns: how many.
 cdef int64_t rmap_places(mmu* u, const page* p, rmap_place* places, int64_t skip,
                          int64_t n) noexcept nogil
+# The same for the page of an anon_vma that has this index.
+cdef int64_t rmap_anon_places(mmu* u, anon_vma* of, uint64_t index, rmap_place* places,
+                              int64_t skip, int64_t n) noexcept nogil
 # A walk over all places of an object: each is found, if no change of VMAs was under way from
 # its begin to its end.
 # Returns: what rmap_walk_missed() is asked with at the end.

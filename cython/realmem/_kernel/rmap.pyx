@@ -104,7 +104,6 @@ cdef inline void enter(rmap_node** root, rmap_node* node, vm_area_struct* vma) n
 
 cdef inline void enter_anon(vm_area_struct* vma) noexcept nogil:
     enter(&vma.anon_vma.root, &vma.anon, vma)
-    vma.anon_vma.nr_vmas += 1
 
 
 cdef void rmap_link(mmu* u, vm_area_struct* vma) noexcept nogil:
@@ -117,33 +116,21 @@ cdef void rmap_link(mmu* u, vm_area_struct* vma) noexcept nogil:
     mutex_unlock(&u.rmap_lock)
 
 
-cdef void rmap_unlink(mmu* u, vm_area_struct* vma, anon_vma** dead_ref) noexcept nogil:
+cdef void rmap_unlink(mmu* u, vm_area_struct* vma) noexcept nogil:
     mutex_lock(&u.rmap_lock)
     if vma.vm_object != NULL:
         atomic64_add_return(&u.relinks, 1, SEQ_CST)
         remove(&vma.vm_object.i_mmap, &vma.shared)
     if vma.anon_vma != NULL:
         remove(&vma.anon_vma.root, &vma.anon)
-        vma.anon_vma.nr_vmas -= 1
-        if vma.anon_vma.nr_vmas == 0 and not vma.anon_vma.queued:
-            vma.anon_vma.queued = 1
-            vma.anon_vma.next = dead_ref[0]
-            dead_ref[0] = vma.anon_vma
     mutex_unlock(&u.rmap_lock)
 
 
 # ---- anonymous pages --------------------------------------------------------
 
-cdef void anon_vma_free(mmu* u, anon_vma* dead) noexcept nogil:
-    cdef anon_vma* next
-    while dead != NULL:
-        next = dead.next
-        dead.next = NULL
-        dead.queued = 0
-        # One of a list may be in use again: what is merged leaves and enters.
-        if dead.nr_vmas == 0:
-            kernel_free(u.m, ANON_VMA, dead)
-        dead = next
+cdef void anon_vma_put(mmu* u, anon_vma* of) noexcept nogil:
+    if atomic_add_return(&of.refcount, -1, SEQ_CST) == 0:
+        kernel_free(u.m, ANON_VMA, of)
 
 
 # Whether two neighbours could be one VMA but for their rights; then they may share frames'
@@ -177,10 +164,12 @@ cdef int anon_vma_prepare(mm_struct* mm, vm_area_struct* vma) noexcept nogil:
     if of != NULL:
         vma.anon_vma = of.anon_vma
         vma.anon_id = of.anon_id
+        anon_vma_get(of.anon_vma)
     else:
         vma.anon_vma = <anon_vma*>kernel_alloc(u.m, ANON_VMA)
         if vma.anon_vma == NULL:
             return -ENOMEM
+        vma.anon_vma.refcount = 1
         vma.anon_id = new_id(u)
     vma.forked = 0
     mutex_lock(&u.rmap_lock)
@@ -202,6 +191,7 @@ cdef uint64_t new_id(mmu* u) noexcept nogil:
 cdef void anon_vma_fork(mmu* u, vm_area_struct* child,
                         const vm_area_struct* parent) noexcept nogil:
     child.anon_vma = parent.anon_vma
+    anon_vma_get(parent.anon_vma)
     child.anon_id = new_id(u)
     child.forked = 1
 
@@ -278,3 +268,8 @@ cdef int64_t rmap_places(mmu* u, const page* p, rmap_place* places, int64_t skip
     collect(root, &c)
     mutex_unlock(&u.rmap_lock)
     return c.found
+
+
+cdef int64_t rmap_anon_places(mmu* u, anon_vma* of, uint64_t index, rmap_place* places,
+                              int64_t skip, int64_t n) noexcept nogil:
+    return rmap_ranges(u, &of.root, index, index, places, NULL, skip, n)

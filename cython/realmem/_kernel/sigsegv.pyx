@@ -15,13 +15,14 @@ from realmem._kernel.arch_x86_64 cimport cycles, fault_access, fault_ip
 from realmem._kernel.fault cimport handle_mm_fault_locked
 from realmem._kernel.host_calls cimport gettid, mutex_lock, mutex_unlock, thread_ident
 from realmem._kernel.mm_types cimport (
-    FAULT_ACCERR, FAULT_EXEC, FAULT_MAPERR, FAULT_OK, MM_LIVE, NR_FAULT_RECORDS, RECORD_READY,
-    VM_ACCESS, fault_record, is_kernel_mm, mm_struct, vma_slot, window,
+    FAULT_ACCERR, FAULT_EXEC, FAULT_MAPERR, FAULT_OK, FAULT_OOM, MM_LIVE, NR_FAULT_RECORDS,
+    RECORD_READY, VM_ACCESS, fault_record, is_kernel_mm, mm_struct, mmu, vma_slot, window,
 )
 from realmem._kernel.percpu cimport borrow_area, count_vm_event, return_area
 from realmem._kernel.spare cimport spare_take
 from realmem._kernel.tlb cimport scratch_map_locked
 from realmem._kernel.vmaindex cimport vma_find
+from realmem._kernel.vmscan cimport reclaim_begins, reclaim_ends, reclaim_for_fault
 from realmem._kernel.window cimport window_covering_locked, window_lookup
 from realmem.compiler cimport (
     SEQ_CST, atomic64_add_return, atomic_add_return, likely, store_int, unlikely,
@@ -260,6 +261,11 @@ cdef bint serve(uint64_t host, int access, uint64_t entered) noexcept nogil:
     before = borrow_area(m)
     count_vm_event(m, HOST_SIGSEGV, 1)
     rc = handle_mm_fault_locked(mm, addr, access, True, entered)
+    if unlikely(rc == FAULT_OOM):
+        rc = retry(host, &mm, addr, access)
+        if mm == NULL:
+            return_area(before)
+            return rc == FAULT_OK
     if unlikely(rc != FAULT_OK):
         count_vm_event(m, HOST_FORBIDDEN, 1)
         if scratch_map_locked(mm, addr, readable(mm, addr)) == 0:
@@ -272,6 +278,34 @@ cdef bint serve(uint64_t host, int access, uint64_t entered) noexcept nogil:
     if unlikely(rc > 0):
         wake_main()
     return rc >= 0
+
+
+# No frame was found.  Once the lock is given up pages can be taken back, and it is tried again;
+# the address space may be another's by then, or none's: the access itself is then made again.
+cdef int retry(uint64_t host, mm_struct** mm_ref, uint64_t addr, int access) noexcept nogil:
+    cdef mm_struct* mm = mm_ref[0]
+    cdef uint64_t id = mm.id
+    cdef mmu* u = mm.mmu
+    cdef window* w = NULL
+    cdef int turn = 0
+    cdef int rc = FAULT_OOM
+    cdef bint found = True
+    reclaim_begins(u)
+    while rc == FAULT_OOM and found:
+        mutex_unlock(&mm.lock)
+        found = reclaim_for_fault(u, turn)
+        turn += 1
+        mm = lock_window(host, &w)
+        if mm == NULL or mm.id != id or mm.state != MM_LIVE:
+            if mm != NULL:
+                mutex_unlock(&mm.lock)
+            mm = NULL
+            rc = FAULT_OK
+        else:
+            rc = handle_mm_fault_locked(mm, addr, access, True, 0)
+    reclaim_ends(u)
+    mm_ref[0] = mm
+    return rc
 
 
 cdef inline mm_struct* lock_window(uint64_t host, window** window_ret) noexcept nogil:

@@ -28,6 +28,8 @@ cdef struct frame_stat:
     uint64_t mapped             # of shared memory's and files, those that a process maps
     uint64_t mlocked            # anon and shmem held in memory
     uint64_t mlocked_file       # and of files
+    uint64_t active             # of anon, and
+    uint64_t active_file        # of file
     uint64_t table              # page-table pages
     uint64_t slab               # of caches, and kmalloc()'s large blocks
     uint64_t slab_reclaimable   # of caches whose objects can be reclaimed

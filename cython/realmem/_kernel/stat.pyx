@@ -8,8 +8,9 @@ from realmem._kernel.slab_types cimport slab_of
 from realmem.compiler cimport spin_lock, spin_unlock
 from realmem.types cimport (
     MAX_PAGE_ORDER, MIGRATE_RECLAIMABLE, NR_VM_EVENT_ITEMS, NR_VM_NUMA_EVENT_ITEMS,
-    PAGEBLOCK_NR_PAGES, PAGE_ALLOCATED, PAGE_BUDDY, PG_anon, PG_dirty, PG_file, PG_mlocked,
-    PG_slab, PG_swapbacked, PG_table, cpu_area, machine, node, page, page_kind, pfn_to_page,
+    PAGEBLOCK_NR_PAGES, PAGE_ALLOCATED, PAGE_BUDDY, PG_active, PG_anon, PG_dirty, PG_file,
+    PG_mlocked, PG_slab, PG_swapbacked, PG_table, cpu_area, machine, node, page, page_kind,
+    pfn_to_page,
 )
 
 
@@ -64,7 +65,7 @@ cdef void count_frames(const machine* m, int nid, frame_stat* ret) noexcept nogi
     cdef page_kind kind
     ret.anon = ret.anon_huge = 0
     ret.shmem = ret.file = ret.dirty = ret.mapped = ret.mlocked = ret.mlocked_file = 0
-    ret.table = ret.slab_reclaimable = 0
+    ret.active = ret.active_file = ret.table = ret.slab_reclaimable = 0
     ret.slab = slab_of(m).large_pages[nid] if m.slab != NULL else 0
     while pfn < end:
         p = pfn_to_page(m, pfn)
@@ -74,8 +75,9 @@ cdef void count_frames(const machine* m, int nid, frame_stat* ret) noexcept nogi
         if kind.h.state in (PAGE_BUDDY, PAGE_ALLOCATED) and kind.h.order <= MAX_PAGE_ORDER:
             pages = <uint64_t>1 << kind.h.order
         if kind.h.state == PAGE_ALLOCATED:
-            if p.flags & (1 << PG_anon):
+            if p.flags & (1 << PG_anon) and p.counts.c.mapcount >= 0:
                 ret.anon += pages
+                ret.active += p.flags >> PG_active & 1
                 if p.private != 0:      # huge entries that begin with it
                     ret.anon_huge += PAGEBLOCK_NR_PAGES
                 ret.mlocked += p.flags >> PG_mlocked & 1
@@ -85,6 +87,7 @@ cdef void count_frames(const machine* m, int nid, frame_stat* ret) noexcept nogi
                 ret.mlocked += p.flags >> PG_mlocked & 1
             elif p.flags & (1 << PG_file):
                 ret.file += pages
+                ret.active_file += p.flags >> PG_active & 1
                 ret.dirty += p.flags >> PG_dirty & 1
                 ret.mapped += p.counts.c.mapcount >= 0
                 ret.mlocked_file += p.flags >> PG_mlocked & 1

@@ -17,24 +17,29 @@ from realmem._kernel.mm_finding cimport (
     MM_ABOVE_ENTRY, MM_ABOVE_VMA, MM_COUNTERS, MM_HOST_EDGES, MM_HUGE, MM_HUGE_COUNT,
     MM_LOST_FRAME, MM_LOST_TABLE, MM_MAPCOUNT, MM_MLOCK, MM_NOT_ANON, MM_NR_PTES,
     MM_OBJECTS, MM_OUTSIDE_VMA, MM_REFCOUNT, MM_RMAP, MM_RSS, MM_RUNS,
-    MM_SHARED_WRITABLE, MM_TABLE_USE, MM_VALID, MM_VMA_OBJECT, MM_VMA_ORDER, mm_finding,
+    MM_SHARED_WRITABLE, MM_SWAP, MM_TABLE_USE, MM_VALID, MM_VMA_OBJECT, MM_VMA_ORDER, mm_finding,
 )
 from realmem._kernel.mm_types cimport (
-    HOST_READ, HOST_WRITE, MM_LIVE, PTE_GUARD, PTE_NX, PTE_PRESENT, PTE_PSE, PTE_RW, PTE_SPECIAL,
-    PTRS_PER_TABLE, USER_PGD_PTRS, VM_ACCESS, VM_LOCKED, VM_WRITE, linear_page_index, mm_core,
-    mm_struct, mmu, pte_host, pte_pfn, pte_present, vma_cursor, vma_slot,
+    HOST_READ, HOST_WRITE, MAX_SWAPFILES, MM_LIVE, PTE_GUARD, PTE_NX, PTE_PRESENT, PTE_PSE,
+    PTE_RW, PTE_SPECIAL, PTRS_PER_TABLE, USER_PGD_PTRS, VM_ACCESS, VM_LOCKED, VM_WRITE,
+    address_space, is_swap_pte, linear_page_index, mm_core, mm_struct, mmu, pte_host, pte_pfn,
+    pte_present, swap_info_struct, vma_cursor, vma_slot,
 )
 from realmem._kernel.run cimport run_of
 from realmem._kernel.slab_types cimport kmem_cache
+from realmem._kernel.swap cimport swap_count
 from realmem._kernel.validate_vmap cimport validate_vmap_locked
 from realmem._kernel.vmap_area cimport vmap_areas_count_locked
 from realmem._kernel.vmaindex cimport vma_find, vma_first, vma_next
 from realmem._kernel.zap cimport page_mapcount
 from realmem.compiler cimport spin_lock, spin_unlock
+from realmem.linux cimport sched_yield
 from realmem.types cimport (
     PAGEBLOCK_ORDER, PAGE_ALLOCATED, PAGE_SHIFT, PG_anon, PG_mlocked, PG_swapbacked, PG_table,
-    PG_vmalloc, page, page_mlock_count, page_run, pfn_address, pfn_to_page, zone,
+    PG_vmalloc, list_head, page, page_mlock_count, page_run, pfn_address, pfn_to_page, zone,
 )
+
+cdef enum: SETTLE_TURNS = 10000
 
 cdef struct recount:
     mmu* u
@@ -44,6 +49,8 @@ cdef struct recount:
     int64_t anon                # of this address space
     int64_t file
     int64_t shmem
+    int64_t swapped
+    int64_t all_swapped         # of all
     int64_t tables              # of this address space, its PGD excepted
     int64_t huge                # huge entries, the zero page's excepted
     int64_t locked              # entries of locked VMAs
@@ -64,6 +71,7 @@ cdef bint validate_mms(mmu* u, mm_struct** mms, int64_t n, uint32_t* counts,
     r.counts = counts
     r.finding = finding_ret
     r.huge = 0
+    r.all_swapped = 0
     r.locked = 0
     r.open_runs = 0
     finding_ret.what = MM_VALID
@@ -85,6 +93,8 @@ cdef bint validate_mms(mmu* u, mm_struct** mms, int64_t n, uint32_t* counts,
         validate_frames(&r, tables + vmap_tables, vmap_frames)
     if finding_ret.what == MM_VALID:
         validate_objects(&r, mms, n)
+    if finding_ret.what == MM_VALID:
+        validate_swap(&r)
     if locked != NULL:
         mutex_unlock(&locked.lock)
     for i in range(n - 1, -1, -1):
@@ -113,6 +123,7 @@ cdef bint validate_mm_locked(recount* r) noexcept nogil:
     r.anon = 0
     r.file = 0
     r.shmem = 0
+    r.swapped = 0
     r.tables = 0
     r.runs = 0
     while slot != NULL:
@@ -139,6 +150,8 @@ cdef bint validate_mm_locked(recount* r) noexcept nogil:
         return fail(r, MM_RSS, 0, r.file, mm.core.file_rss)
     if r.shmem != mm.core.shmem_rss:
         return fail(r, MM_RSS, 0, r.shmem, mm.core.shmem_rss)
+    if r.swapped != mm.core.swap_ents:
+        return fail(r, MM_SWAP, 0, r.swapped, mm.core.swap_ents)
     if r.tables != mm.core.nr_ptes:
         return fail(r, MM_NR_PTES, 0, r.tables, mm.core.nr_ptes)
     if r.runs != mm.nr_runs:
@@ -156,7 +169,7 @@ cdef inline bint describes(const vma_slot* slot, const mm_struct* mm) noexcept n
 # The slab caches of what address spaces are made of hold just that: nobody makes or frees any
 # while all are locked.  A cache that others use too holds that at least.
 cdef bint validate_objects(recount* r, mm_struct** mms, int64_t n) noexcept nogil:
-    cdef int64_t expected[NR_DEDICATED]
+    cdef int64_t expected[NR_DEDICATED]     # -1: nothing else counts them
     cdef int64_t found
     cdef kmem_cache* s
     cdef int64_t i
@@ -167,18 +180,33 @@ cdef bint validate_objects(recount* r, mm_struct** mms, int64_t n) noexcept nogi
             expected[TASK_STRUCT] += 1
             expected[MM_STRUCT] += 1
             expected[VM_AREA_STRUCT] += mms[i].vmas.count
-    expected[SHMEM_INODE] = r.u.nr_address_spaces
-    expected[RADIX_TREE_NODE] = objects_held(dedicated_cache(r.u.m, RADIX_TREE_NODE))
-    expected[ANON_VMA] = objects_held(dedicated_cache(r.u.m, ANON_VMA))
+    expected[RADIX_TREE_NODE] = expected[ANON_VMA] = -1
     if r.u.vmap != NULL:
         expected[MM_STRUCT] += 1
         expected[VMAP_AREA] += vmap_areas_count_locked(r.u.vmap)
     for which in range(NR_DEDICATED):
+        if expected[which] < 0:
+            continue
         s = dedicated_cache(r.u.m, which)
         found = objects_held(s)
+        if which == SHMEM_INODE:
+            found = settled_objects(r.u, s, &expected[which])
         if found < expected[which] or (found > expected[which] and s.refcount == 1):
             return frame_fail(r, MM_OBJECTS, which, expected[which], found)
     return True
+
+
+# Objects of shared memory and files come and go without an mm.lock: it takes a moment each.
+cdef int64_t settled_objects(mmu* u, kmem_cache* s, int64_t* expected_ret) noexcept nogil:
+    cdef int64_t found = objects_held(s)
+    cdef int turn = 0
+    expected_ret[0] = u.nr_address_spaces
+    while found != expected_ret[0] and s.refcount == 1 and turn < SETTLE_TURNS:
+        sched_yield()
+        turn += 1
+        found = objects_held(s)
+        expected_ret[0] = u.nr_address_spaces
+    return found
 
 
 # One table at a level (3 PGD ... 0 PTEs) whose first entry stands for `base`.
@@ -251,6 +279,12 @@ cdef bint validate_pte(recount* r, uint64_t entry, uint64_t addr) noexcept nogil
         return fail(r, MM_OUTSIDE_VMA, addr, 0, <int64_t>entry)
     if entry == <uint64_t>PTE_GUARD:
         return True
+    if is_swap_pte(entry):
+        r.swapped += 1
+        r.all_swapped += 1
+        if swap_count(r.u, entry) == 0:
+            return fail(r, MM_SWAP, addr, 1, 0)
+        return True
     flags = slot.vma.vm_flags
     if (not pte_present(entry) or (entry & PTE_RW and not flags & VM_WRITE)
             or (entry & PTE_PRESENT and not flags & VM_ACCESS)):
@@ -284,6 +318,36 @@ cdef bint validate_pte(recount* r, uint64_t entry, uint64_t addr) noexcept nogil
         r.file += 1
     if p.mapping == NULL or p.mapping != slot.vma.vm_object:
         return fail(r, MM_NOT_ANON, addr, 0, <int64_t>entry)
+    return True
+
+
+# Slots count the entries of them; who is writing one meanwhile counts for more.
+cdef bint validate_swap(recount* r) noexcept nogil:
+    cdef int64_t counted = 0, used = 0, cached = 0
+    cdef swap_info_struct* si
+    cdef uint64_t slot
+    cdef int type
+    cdef list_head* object
+    mutex_lock(&r.u.swap_lock)
+    object = r.u.shmem_swaplist.next
+    while object != &r.u.shmem_swaplist:
+        r.all_swapped += <int64_t>(<address_space*>object).nr_swapped
+        object = object.next
+    for type in range(MAX_SWAPFILES):
+        si = &r.u.swap[type]
+        if not si.used:
+            continue
+        for slot in range(1, si.max):
+            counted += si.map[slot]
+            used += si.map[slot] != 0
+            cached += si.cache[slot] != NULL
+        used -= <int64_t>si.inuse
+    cached -= r.u.nr_swapcache
+    mutex_unlock(&r.u.swap_lock)
+    if counted < r.all_swapped:
+        return frame_fail(r, MM_SWAP, 0, r.all_swapped, counted)
+    if used != 0 or cached != 0:
+        return frame_fail(r, MM_SWAP, 0, 0, used + cached)
     return True
 
 

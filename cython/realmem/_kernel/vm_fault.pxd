@@ -12,7 +12,8 @@ cdef enum:
     KIND_REUSE = 3              # the last owner's own frame, opened for writing
     KIND_SHARED = 4             # a frame of shared memory
     KIND_REFILL = 5             # the entry allowed it: the host had lost it, or a bit was due
-    NR_FAULT_KINDS = 6
+    KIND_SWAP = 6               # a page that was swapped out
+    NR_FAULT_KINDS = 7
 
 # Where its time went.
 cdef enum:

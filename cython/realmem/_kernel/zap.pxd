@@ -2,7 +2,9 @@
 from libc.stdint cimport int64_t, uint64_t
 
 from realmem._kernel.mm_types cimport address_space, mm_struct, mmu, vm_area_struct
-from realmem.compiler cimport SEQ_CST, atomic64_add_return, atomic64_fetch_or
+from realmem.compiler cimport (
+    SEQ_CST, atomic64_add_return, atomic64_fetch_and, atomic64_fetch_or,
+)
 from realmem.types cimport PG_anon_exclusive, PG_dirty, page
 
 # Flush [start, end), clear its entries and give their frames up.  Guard markers stay unless
@@ -20,6 +22,11 @@ cdef void zap_object_locked(mm_struct* mm, const vm_area_struct* vma, uint64_t s
 cdef void page_add_new_anon_rmap(mm_struct* mm, const vm_area_struct* vma, uint64_t addr,
                                  page* p) noexcept nogil
 
+# The same for a page that comes back from a swap area, and that others may map or come to map.
+# Mirrors: folio_add_anon_rmap_pte().
+cdef void page_add_anon_rmap(mm_struct* mm, const vm_area_struct* vma, uint64_t addr,
+                             page* p) noexcept nogil
+
 # A frame of a file differs from the file from now on.
 # Preconditions: object.lock held.
 cdef inline void set_page_dirty_locked(address_space* object, page* p) noexcept nogil:
@@ -32,11 +39,14 @@ cdef inline void set_page_dirty_locked(address_space* object, page* p) noexcept 
 # is mapped.
 cdef inline void page_dup_rmap(page* p) noexcept nogil:
     if p.flags & (1 << PG_anon_exclusive):
-        # Nobody else maps it, so that nobody else changes its flags.
-        p.flags &= ~(<uint64_t>1 << PG_anon_exclusive)
+        atomic64_fetch_and(&p.flags, ~(<uint64_t>1 << PG_anon_exclusive), SEQ_CST)
     # One word: the reference is the low half, the mapping the high one.
     atomic64_add_return(<int64_t*>&p.counts.word, 0x100000001, SEQ_CST)
 cdef void page_remove_rmap(mm_struct* mm, page* p) noexcept nogil
+# Its only owner's, whatever references others have.
+cdef inline void set_anon_exclusive(page* p) noexcept nogil:
+    if not p.flags & (1 << PG_anon_exclusive):
+        atomic64_fetch_or(&p.flags, <uint64_t>1 << PG_anon_exclusive, SEQ_CST)
 cdef inline int page_mapcount(const page* p) noexcept nogil:
     return p.counts.c.mapcount + 1
 

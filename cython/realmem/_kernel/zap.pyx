@@ -4,21 +4,26 @@ from libc.stdint cimport uint64_t
 
 from realmem._kernel.host_calls cimport mutex_lock, mutex_unlock
 from realmem._kernel.mm_types cimport (
-    PTE_RW, PTE_SPECIAL, VM_LOCKED, address_space, linear_page_index, mm_struct, mmu, pinned_page,
-    pte_pfn, pte_present, update_hiwater_rss, vm_area_struct, vma_cursor, vma_slot,
+    ANON_FLAGS, PTE_RW, PTE_SPECIAL, VM_LOCKED, address_space, is_swap_pte, linear_page_index,
+    mm_struct, mmu, pinned_page, pte_pfn, pte_present, update_hiwater_rss, vm_area_struct,
+    vma_cursor, vma_slot,
 )
+from realmem._kernel.lru cimport lru_add, lru_del, lru_disowned, lru_owned, lru_set
 from realmem._kernel.page_free cimport free_pages
 from realmem._kernel.pgtable cimport (
     PTES_CLEAR, PTES_READ, clear_pte_locked, pte_cursor, pte_first, pte_next,
 )
+from realmem._kernel.swap cimport swap_cache_keeps, swap_free
 from realmem._kernel.tlb cimport tlb_flush_locked
 from realmem._kernel.vmaindex cimport vma_first, vma_next
 from realmem.compiler cimport (
-    SEQ_CST, VM_BUG_ON, atomic64_add_return, atomic64_fetch_and, load64, unlikely,
+    SEQ_CST, VM_BUG_ON, atomic64_add_return, atomic64_fetch_and, atomic64_fetch_or, load64,
+    unlikely,
 )
 from realmem.types cimport (
-    PAGE_MLOCK_SHIFT, PAGE_SIZE, PG_anon, PG_anon_exclusive, PG_dirty, PG_file, PG_mlocked,
-    PG_swapbacked, PG_uptodate, page, page_counts, page_mlock_count, pfn_to_page,
+    PAGE_MLOCK_SHIFT, PAGE_SIZE, PG_anon, PG_anon_exclusive, PG_dirty, PG_file, PG_lru,
+    PG_mlocked, PG_swapbacked, PG_swapcache, PG_unevictable, page, page_counts,
+    page_mlock_count, pfn_to_page,
 )
 
 cdef extern from *:
@@ -31,7 +36,6 @@ cdef extern from *:
     uint64_t atomic64_add "__atomic_add_fetch"(uint64_t* p, uint64_t v, int order) noexcept nogil
 
 cdef enum:
-    ANON_FLAGS = 1 << PG_anon | 1 << PG_anon_exclusive | 1 << PG_swapbacked | 1 << PG_uptodate
     # page.counts as one word: refcount below, mapcount (mappings - 1) above.
     ONE_MAP = 0x100000000
 
@@ -56,6 +60,10 @@ cdef void zap_range_locked(mm_struct* mm, uint64_t start, uint64_t end,
                 if unlikely(p.flags & (1 << PG_file)) and entry & PTE_RW:
                     file_page_dirty(p)
                 page_remove_rmap(mm, p)
+        elif is_swap_pte(entry):
+            clear_pte_locked(mm, pte)
+            mm.core.swap_ents -= 1
+            swap_free(mm.mmu, entry)
         elif drop_markers:
             clear_pte_locked(mm, pte)
         pte = pte_next(&c)
@@ -103,11 +111,25 @@ cdef void page_add_new_anon_rmap(mm_struct* mm, const vm_area_struct* vma, uint6
     atomic64_add_return(&mm.mmu.nr_anon_mapped, 1, SEQ_CST)
     if unlikely(vma.vm_flags & VM_LOCKED):
         mlock_page(mm.mmu, p)
+    lru_add(mm.mmu, p)
+
+
+cdef void page_add_anon_rmap(mm_struct* mm, const vm_area_struct* vma, uint64_t addr,
+                             page* p) noexcept nogil:
+    atomic64_fetch_or(&p.flags, ANON_FLAGS & ~(1 << PG_anon_exclusive), SEQ_CST)
+    mm.core.anon_rss += 1
+    if lru_owned(mm.mmu, p, vma, linear_page_index(vma, addr)):
+        atomic64_add_return(&mm.mmu.nr_anon_mapped, 1, SEQ_CST)
+    if unlikely(vma.vm_flags & VM_LOCKED):
+        mlock_page(mm.mmu, p)
+    if not load64(&p.flags) & (1 << PG_lru):
+        lru_add(mm.mmu, p)
 
 
 cdef void page_remove_rmap(mm_struct* mm, page* p) noexcept nogil:
     cdef mmu* u = mm.mmu
     cdef page_counts now
+    cdef uint64_t was
     cdef bint anon = p.flags & (1 << PG_anon) != 0
     if anon:
         mm.core.anon_rss -= 1
@@ -119,9 +141,13 @@ cdef void page_remove_rmap(mm_struct* mm, page* p) noexcept nogil:
     VM_BUG_ON(now.c.mapcount < -1, "a frame lost a mapping that it did not have")
     if now.c.mapcount == -1:
         atomic64_add_return(&u.nr_anon_mapped if anon else &u.nr_file_mapped, -1, SEQ_CST)
-        if anon:
+        if anon and unlikely(load64(&p.flags) & (1 << PG_swapcache)) and swap_cache_keeps(u, p):
+            lru_disowned(u, p)
+        elif anon:
+            was = atomic64_fetch_and(&p.flags, ~<uint64_t>ANON_FLAGS, SEQ_CST)
+            if was & (1 << PG_lru):
+                lru_del(u, p, was)
             p.mapping = NULL
-            atomic64_fetch_and(&p.flags, ~<uint64_t>ANON_FLAGS, SEQ_CST)
     free_pages(u.m, p, 0)
 
 
@@ -149,6 +175,9 @@ cdef void count_locked(mmu* u, page* p, int by) noexcept nogil:
     VM_BUG_ON(by < 0 and page_mlock_count(old) == 0, "a frame was unlocked that was not locked")
     if (old ^ new) & (1 << PG_mlocked):
         atomic64_add_return(&u.nr_mlock, by, SEQ_CST)
+        # Reclaim takes a locked page off its list as it meets it; here it comes back.
+        if new & (1 << PG_unevictable) and by < 0:
+            lru_set(u, p, 0)
 
 
 # What VMAs that stay hold locked there is about to go.  (Those that went were unlocked first.)

@@ -41,9 +41,10 @@ _PAGES = {
     "ShmemPmdMapped": "shmem_huge",
     "FilePmdMapped": "file_huge",
     "Swap": "swap",
-    "SwapPss": "swap_pss",
 }
-_BYTES = {"Pss": "pss", "Pss_Dirty": "pss_dirty", "Locked": "locked"}
+_BYTES = {
+    "Pss": "pss", "Pss_Dirty": "pss_dirty", "SwapPss": "swap_pss", "Locked": "locked",
+}  # fmt: skip
 
 # fs/proc/task_mmu.c:show_smap_vma_flags(), by bit number.
 FLAG_NAMES: Mapping[int, str] = {

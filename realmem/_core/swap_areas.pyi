@@ -1,0 +1,16 @@
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from realmem._core.mmu import Mmu
+
+class SwapArea:
+    mmu: Mmu
+    type: int
+    prio: int
+    def __init__(self, mmu: Mmu, fd: int, max: int, prio: int) -> None: ...
+    @property
+    def pages(self) -> int: ...
+    @property
+    def used(self) -> int: ...
+    def off(self, spaces: Callable[[], Iterable[Any]]) -> None: ...
+    def close(self) -> None: ...

@@ -466,6 +466,8 @@ class Machine(Overview):
         """
         self._allocator.check_alive()
         nr_pages = as_int(nr_pages, "nr_pages")
+        if nr_pages.bit_length() > 62:
+            raise ValueError(f"more pages than there can be: {nr_pages}")
         nid = -1 if node is None else as_int(node, "node")
         if nr_pages < 0 or (node is not None and not 0 <= nid < len(self.nodes)):
             raise ValueError(f"no node {node}, or a negative number of pages: {nr_pages}")

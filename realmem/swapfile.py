@@ -7,9 +7,11 @@ Compare mm/swapfile.c, and mkswap(8) for what the first page says.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 import struct
+import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,6 +48,7 @@ def make(path: str | os.PathLike[str], size: int) -> None:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         _must_be_regular(fd)
+        _take(fd, path)
         os.ftruncate(fd, 0)
         os.posix_fallocate(fd, 0, pages * PAGE_SIZE)
         os.pwrite(fd, _INFO.pack(1, pages - 1, 0), 1024)
@@ -68,6 +71,7 @@ def open_area(path: str | os.PathLike[str]) -> OpenedArea:
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
         size = _must_be_regular(fd)
+        _take(fd, path)
         header = os.pread(fd, PAGE_SIZE, 0)
         if len(header) < PAGE_SIZE or not header.endswith(MAGIC):
             raise OSError(errno.EINVAL, "no swap signature", os.fspath(path))
@@ -91,6 +95,14 @@ def _must_be_regular(fd: int) -> int:
     if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "not a regular file")
     return found.st_size
+
+
+def _take(fd: int, path: str | os.PathLike[str]) -> None:
+    """Lock the file, by whatever name, for as long as it is open: nobody else swaps to it."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as why:
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), os.fspath(path)) from why
 
 
 def _check_pages(pages: int) -> None:
@@ -126,9 +138,14 @@ class Swaps:
         self._paging = paging
         self._negative = negative
         self.areas: dict[str, Any] = {}
+        self._lock = threading.Lock()
 
     def on(self, path: str | os.PathLike[str], size: int | None, priority: int) -> None:
         """Use a file: see ``Machine.swapon``."""
+        with self._lock:
+            self._on(path, size, priority)
+
+    def _on(self, path: str | os.PathLike[str], size: int | None, priority: int) -> None:
         from realmem._core.swap_areas import SwapArea
 
         mmu = self._paging.start()
@@ -149,6 +166,10 @@ class Swaps:
 
     def off(self, path: str | os.PathLike[str], spaces: Callable[[], Iterable[Any]]) -> None:
         """Bring everything back: see ``Machine.swapoff``."""
+        with self._lock:
+            self._off(path, spaces)
+
+    def _off(self, path: str | os.PathLike[str], spaces: Callable[[], Iterable[Any]]) -> None:
         area = self.areas.get(str(Path(path).resolve()))
         if area is None:
             if not os.path.lexists(path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 import time
 
 import numpy as np
@@ -267,6 +268,31 @@ def test_kswapd_is_woken_at_the_low_mark(machine, p):
     assert all(p.read(a + i, 8) == i.to_bytes(8, "little") for i in range(0, written, P))
 
 
+def test_a_zone_that_is_full_for_good(tmp_path):
+    """Kernel pages fill ZONE_DMA: that is no reason to swap out all that the other zone has."""
+    with rm.Machine(1, "64M", window="1G", debug=1) as machine:
+        p = machine.spawn()
+        machine.swapon(tmp_path / "swap", size=64 << 20)
+        idle = p.mmap(None, 20 << 20, RW, PRIVATE)
+        p.fill(idle, 20 << 20, 1)
+        held = []
+        with pytest.raises(rm.OutOfMemory):
+            while True:
+                held.append(machine.alloc_pages(rm.GFP.KERNEL | rm.GFP.DMA | rm.GFP.NOWARN, 0))
+        assert p.swap < 100, "pages of another zone went, which serve nobody here"
+        a = p.mmap(None, 60 << 20, RW, PRIVATE)
+        written = 0
+        while machine.kswapd(0).pages_reclaimed == 0:
+            p.write(a + written, b"x")
+            written += P
+        deadline = time.monotonic() + 2
+        while time.monotonic() < deadline:
+            assert p.swap < 2000, "all is being swapped out"
+            time.sleep(0.05)
+        for page in held:
+            machine.free_pages(page, 0)
+
+
 @pytest.mark.parametrize("raw", [False, True])
 def test_three_times_the_memory(machine, p, raw):
     """Random reads and writes; each byte is right, and the memory never more than there is."""
@@ -338,6 +364,53 @@ def test_refused_swap_files(machine, p, tmp_path):
         file.write(header)
     with pytest.raises(OSError, match="holes"):
         machine.swapon(holes)
+
+
+def test_a_file_is_one_area_by_any_name(machine, p, tmp_path):
+    """Of any machine: neither its pages nor its first page are written over."""
+    a = pages(p, 20)
+    p.madvise(a, 20 * P, MADV_PAGEOUT)
+    (tmp_path / "other").hardlink_to(tmp_path / "swap")
+    with rm.Machine(1, "16M", window="1G") as second:
+        for who, name in ((machine, "other"), (second, "swap"), (second, "other")):
+            for size in (None, 1 << 20):
+                with pytest.raises(OSError) as caught:
+                    who.swapon(tmp_path / name, size=size)
+                assert caught.value.errno == errno.EBUSY
+    assert p.read(a, 20 * P)[::P] == bytes(range(1, 21))
+
+
+def test_swapoff_by_two_at_once(machine, p, tmp_path):
+    a = pages(p, 200)
+    for _ in range(5):
+        p.madvise(a, 200 * P, MADV_PAGEOUT)
+        ends = []
+
+        def off(ends=ends):
+            try:
+                ends.append(machine.swapoff(tmp_path / "swap"))
+            except OSError as error:
+                ends.append(error.errno)
+
+        threads = [threading.Thread(target=off) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(ends, key=str) == [errno.EINVAL, None]
+        assert machine._paging.mmu.swap_counts == (0, 0, 0)
+        machine.swapon(tmp_path / "swap", size=64 << 20)
+    assert p.read(a, 200 * P)[::P] == bytes(i & 255 for i in range(1, 201))
+
+
+def test_a_long_trace_goes_on_while_it_gets_on(machine, p):
+    """It reclaims as often as it takes, many times in one turn of the lock."""
+    n = (48 << 20) // P
+    a = p.mmap(None, n * P, RW, PRIVATE)
+    where = np.random.default_rng(3).permutation(n).astype(np.uint64) * P + np.uint64(a)
+    p.access(where, True)
+    p.access(where[::-1], False)
+    assert p.rss + p.swap == n
 
 
 def test_a_swap_file_that_lost_its_pages(machine, p, tmp_path):

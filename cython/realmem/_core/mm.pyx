@@ -290,7 +290,8 @@ cdef class AddressSpace(SoftMmu):
             is read ahead).
         :raises OSError: ENOMEM, no page tables for guard markers.
         """
-        cdef int rc
+        cdef int rc = -ENOMEM
+        cdef int turn = 0
         cdef int advice
         cdef address_space* object
         cdef uint64_t first = 0, last = 0
@@ -312,8 +313,10 @@ cdef class AddressSpace(SoftMmu):
             self.check_rc(rc)
             return
         advice = ADVICE[what]
-        with nogil:
-            rc = mm_advise(self.mm, self.id, start, end, advice)
+        while rc == -ENOMEM and (turn == 0 or self.mmu.make_room(turn)):
+            turn += 1
+            with nogil:
+                rc = mm_advise(self.mm, self.id, start, end, advice)
         self.check_rc(rc)
 
     def collapse(self, uint64_t start, uint64_t end):

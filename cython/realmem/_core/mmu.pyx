@@ -22,7 +22,7 @@ from realmem._kernel.vmscan cimport (
 )
 from realmem.compiler cimport load64
 from realmem.linux cimport sched_yield
-from realmem.types cimport PAGE_SHIFT, WMARK_LOW, pfn_to_page, zone
+from realmem.types cimport MAX_NR_ZONES, PAGE_SHIFT, WMARK_LOW, pfn_to_page, zone
 
 import os
 import time
@@ -163,8 +163,10 @@ cdef class Mmu:
         """Take back pages of a node (-1: of all); how many that were."""
         cdef int64_t freed
         self.core.alive()
+        reclaim_begins(&self.u)
         with nogil:
-            freed = reclaim_pages(&self.u, nid, pages, BY_DIRECT)
+            freed = reclaim_pages(&self.u, nid, pages, BY_DIRECT, MAX_NR_ZONES)
+            reclaim_ends(&self.u)
         return freed
 
     def kswapd(self, int nid):

@@ -162,6 +162,7 @@ cdef int mm_access_all(mm_struct* mm, uint64_t id, const uint64_t* addresses,
                        const uint8_t* writes, uint64_t n, uint64_t* done_ret) noexcept nogil:
     cdef batch b
     cdef uint64_t done = 0
+    cdef uint64_t before = 0
     cdef uint64_t stop
     cdef int tries = 0
     cdef int rc = FAULT_OK
@@ -181,6 +182,9 @@ cdef int mm_access_all(mm_struct* mm, uint64_t id, const uint64_t* addresses,
         while done < stop and rc == FAULT_OK:
             rc = access_one(&b, &done)
         if unlikely(rc == FAULT_OOM):
+            if done != before:
+                tries = 0           # it gets on
+            before = done
             rc = make_room(mm, id, &tries)
             if rc == -ESRCH:
                 done_ret[0] = done

@@ -6,7 +6,7 @@ from realmem._kernel.buddy cimport zone_watermark_ok
 from realmem._kernel.mm_types cimport kswapd_state, mmu
 from realmem._kernel.percpu cimport count_vm_event
 from realmem._kernel.vmscan cimport BY_KSWAPD, reclaim_pages
-from realmem.compiler cimport load_int, peek64, store_int
+from realmem.compiler cimport SEQ_CST, atomic_xchg, load_int, peek64, store_int
 from realmem.types cimport (
     MAX_NR_ZONES, PAGEOUTRUN, WMARK_HIGH, ZONE_MOVABLE, machine, zone,
 )
@@ -52,16 +52,21 @@ cdef void wake_kswapds(machine* m, zone** zonelist) noexcept nogil:
         i += 1
 
 
-# Whether every zone of the node has what it is to have.  Mirrors: pgdat_balanced().
+# Whether a zone of the node has what it is to have, and what it reserves for who cannot do with
+# a higher one: what fills one zone for good is no reason to empty the others.
+# Mirrors: pgdat_balanced().
 cdef bint balanced(mmu* u, int nid, int mark) noexcept nogil:
     cdef zone* z
+    cdef bint is_empty = True
     cdef int i
     for i in range(MAX_NR_ZONES):
         z = &u.m.zones[nid * MAX_NR_ZONES + i]
-        if z.managed_pages != 0 and not zone_watermark_ok(
-                z, 0, z.watermark[mark], ZONE_MOVABLE, 0, peek64(&z.free_pages)):
-            return False
-    return True
+        if z.managed_pages == 0:
+            continue
+        if zone_watermark_ok(z, 0, z.watermark[mark], ZONE_MOVABLE, 0, peek64(&z.free_pages)):
+            return True
+        is_empty = False
+    return is_empty
 
 
 cdef void* kswapd(void* data) noexcept nogil:
@@ -71,12 +76,12 @@ cdef void* kswapd(void* data) noexcept nogil:
     cdef int64_t freed
     while True:
         wait_for(&state.wanted)
-        store_int(&state.wanted, 0)
+        atomic_xchg(&state.wanted, 0, SEQ_CST)      # a full barrier: `stop` was set before it
         if load_int(&state.stop):
             return NULL
         count_vm_event(u.m, PAGEOUTRUN, 1)
         while not balanced(u, nid, WMARK_HIGH) and not load_int(&state.stop):
-            freed = reclaim_pages(u, nid, CLUSTER, BY_KSWAPD)
+            freed = reclaim_pages(u, nid, CLUSTER, BY_KSWAPD, MAX_NR_ZONES)
             state.pages_reclaimed += freed
             state.failures = state.failures + 1 if freed == 0 else 0
             if freed == 0:

@@ -18,10 +18,11 @@ cdef void lru_add(mmu* u, page* p) noexcept nogil
 # All that wait do so now.  Mirrors: lru_add_drain_all().
 cdef void lru_add_drain_all(mmu* u) noexcept nogil
 
-# A page that was swapped is mapped, which counts one mapping, and one that stays in the swap cache
-# is mapped no more: whose it is, for who looks at its list.
-# Returns: whether it is the first mapping.
+# Where swap areas are in use a page may be found in the swap cache and mapped as its last mapping
+# goes: whose it is changes under its list's lock, with the count that says so.
+# One that was swapped is mapped once more.  Returns: whether it is the first mapping.
 cdef bint lru_owned(mmu* u, page* p, const vm_area_struct* vma, uint64_t index) noexcept nogil
+# One that nobody maps is nobody's; unless it is in the swap cache, it is anonymous no more.
 cdef void lru_disowned(mmu* u, page* p) noexcept nogil
 
 # Take a page out that `was` PG_lru as its PG_anon, PG_shmem or PG_file went.
@@ -43,6 +44,8 @@ cdef struct lru_hint:
 # Returns: whether it could be; else it is about to go.
 cdef bint lru_keep(address_space* object) noexcept nogil
 
-# The n pages that were used longest ago, which move to the front of their list.
+# The n pages that were used longest ago, of zones up to a kind, which move to the front of their
+# list, as do those of other zones on the way.
 # Returns: how many there were.
-cdef int64_t lru_oldest(mmu* u, int nid, int which, lru_hint* hints_ret, int64_t n) noexcept nogil
+cdef int64_t lru_oldest(mmu* u, int nid, int which, int highest, lru_hint* hints_ret,
+                        int64_t n) noexcept nogil

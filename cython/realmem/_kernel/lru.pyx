@@ -4,17 +4,19 @@ from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from realmem._kernel.lock_order cimport LOCK_LRU, check_spinlock
 from realmem._kernel.mm_types cimport (
-    LRU_ACTIVE_ANON, LRU_INACTIVE_FILE, LRU_UNEVICTABLE, NR_LRU_LISTS, address_space, anon_vma,
-    lruvec, mmu, vm_area_struct,
+    ANON_FLAGS, LRU_ACTIVE_ANON, LRU_INACTIVE_FILE, LRU_UNEVICTABLE, NR_LRU_LISTS, address_space,
+    anon_vma, lruvec, mmu, vm_area_struct,
 )
 from realmem._kernel.percpu cimport area_enter, area_exit, freeze_cpu_areas, thaw_cpu_areas
 from realmem._kernel.rmap cimport anon_vma_get
 from realmem.compiler cimport (
-    SEQ_CST, atomic64_add_return, atomic_add_return, load64, load_int, spin_lock, spin_unlock,
+    SEQ_CST, atomic64_add_return, atomic64_fetch_and, atomic64_fetch_or, atomic_add_return, load64,
+    load_int, spin_lock, spin_unlock,
 )
 from realmem.types cimport (
-    LRU_BATCH, PG_active, PG_anon, PG_file, PG_lru, PG_referenced, PG_shmem, PG_unevictable,
-    PG_young, cpu_area, list_add, list_del, list_init, lru_to_page, machine, page, page_zone,
+    LRU_BATCH, PG_active, PG_anon, PG_anon_exclusive, PG_file, PG_lru, PG_referenced, PG_shmem,
+    PG_swapcache, PG_unevictable, PG_young, cpu_area, list_add, list_del, list_init, lru_to_page,
+    machine, page, page_zone,
 )
 
 cdef extern from *:
@@ -30,6 +32,7 @@ cdef enum:
     HELD = 1 << PG_anon | 1 << PG_shmem | 1 << PG_file
     PLACE = 1 << PG_active | 1 << PG_unevictable
     ONE_MAP = 0x100000000       # of page.counts
+    MOST_SKIPPED = 1024         # pages looked at under the lock
     USE = 1 << PG_lru | PLACE | 1 << PG_referenced | 1 << PG_young
 
 
@@ -109,10 +112,14 @@ cdef inline bint enters(page* p) noexcept nogil:
 cdef void lru_del(mmu* u, page* p, uint64_t was) noexcept nogil:
     cdef lruvec* vec = lruvec_of(u, p)
     spin_lock(&vec.lock)
+    take_out(vec, p, was)
+    spin_unlock(&vec.lock)
+
+
+cdef inline void take_out(lruvec* vec, page* p, uint64_t was) noexcept nogil:
     list_del(&p.lru)
     vec.nr[list_of(load64(&p.flags), was & (1 << PG_file) != 0)] -= 1
     change(p, USE, 0)
-    spin_unlock(&vec.lock)
 
 
 cdef inline void change(page* p, uint64_t clear, uint64_t set) noexcept nogil:
@@ -138,11 +145,11 @@ cdef void lru_set(mmu* u, page* p, uint64_t flags) noexcept nogil:
     spin_unlock(&vec.lock)
 
 
-# Its counts say whether it is mapped: that is one step with whose it is.
 cdef bint lru_owned(mmu* u, page* p, const vm_area_struct* vma, uint64_t index) noexcept nogil:
     cdef lruvec* vec = lruvec_of(u, p)
     cdef int64_t now
     spin_lock(&vec.lock)
+    atomic64_fetch_or(&p.flags, ANON_FLAGS & ~(1 << PG_anon_exclusive), SEQ_CST)
     p.index = index
     p.mapping = vma.anon_vma
     now = atomic64_add_return(<int64_t*>&p.counts.word, <int64_t>ONE_MAP, SEQ_CST)
@@ -152,26 +159,33 @@ cdef bint lru_owned(mmu* u, page* p, const vm_area_struct* vma, uint64_t index) 
 
 cdef void lru_disowned(mmu* u, page* p) noexcept nogil:
     cdef lruvec* vec = lruvec_of(u, p)
+    cdef uint64_t was
     spin_lock(&vec.lock)
     if <int64_t>load64(&p.counts.word) >> 32 == -1:     # else somebody mapped it meanwhile
+        if not load64(&p.flags) & (1 << PG_swapcache):
+            was = atomic64_fetch_and(&p.flags, ~<uint64_t>ANON_FLAGS, SEQ_CST)
+            if was & (1 << PG_lru):
+                take_out(vec, p, was)
         p.mapping = NULL
     spin_unlock(&vec.lock)
 
 
 # ---- looking ----------------------------------------------------------------
 
-cdef int64_t lru_oldest(mmu* u, int nid, int which, lru_hint* hints_ret,
+cdef int64_t lru_oldest(mmu* u, int nid, int which, int highest, lru_hint* hints_ret,
                         int64_t n) noexcept nogil:
     cdef lruvec* vec = &u.lru[nid]
     cdef int64_t found = 0, left
     cdef page* p
     spin_lock(&vec.lock)
-    left = min(n, vec.nr[which])
-    while left > 0:
+    left = min(vec.nr[which], <int64_t>MOST_SKIPPED)
+    while left > 0 and found < n:
         left -= 1
         p = lru_to_page(vec.lists[which].prev)
         list_del(&p.lru)
         list_add(&p.lru, &vec.lists[which])
+        if page_zone(u.m, p).kind > highest:
+            continue
         hints_ret[found].page = p
         hints_ret[found].object = NULL
         hints_ret[found].anon = NULL

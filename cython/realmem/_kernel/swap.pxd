@@ -49,10 +49,6 @@ cdef void swap_read_ahead(mmu* u, uint64_t entry, int nid) noexcept nogil
 # How many refer to a slot.
 cdef uint32_t swap_count(mmu* u, uint64_t entry) noexcept nogil
 
-# A page of the cache lost its last mapping.
-# Returns: whether the cache keeps it; else it is as any other now.
-cdef bint swap_cache_keeps(mmu* u, page* p) noexcept nogil
-
 # A page that may be in the cache was mapped as one process's own: what its slot has is not it.
 cdef void swap_cache_dirty(mmu* u, page* p) noexcept nogil
 

@@ -3,7 +3,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from realmem._kernel.host_calls cimport mutex_lock, mutex_unlock
-from realmem._kernel.lru cimport lru_add, lru_del
+from realmem._kernel.lru cimport lru_add, lru_disowned
 from realmem._kernel.mm_types cimport ANON_FLAGS, MAX_SWAPFILES, mmu, swap_info_struct
 from realmem._kernel.page_alloc cimport alloc_pages_node
 from realmem._kernel.page_free cimport get_page, put_page
@@ -13,7 +13,7 @@ from realmem.compiler cimport (
 )
 from realmem.types cimport (
     GFP_DIRECT_RECLAIM, GFP_FAULT, GFP_KSWAPD_RECLAIM, GFP_NOMEMALLOC, GFP_NOWARN,
-    PG_anon_exclusive, PG_dirty, PG_locked, PG_lru, PG_swapcache, PSWPIN, PSWPOUT, page,
+    PG_anon_exclusive, PG_dirty, PG_locked, PG_swapcache, PSWPIN, PSWPOUT, page,
     page_address,
 )
 
@@ -127,24 +127,8 @@ cdef page* leave_locked(mmu* u, swap_info_struct* si, uint64_t slot) noexcept no
     u.nr_swapcache -= 1
     p.slab_word = 0
     atomic64_fetch_and(&p.flags, ~(<uint64_t>1 << PG_swapcache | <uint64_t>1 << PG_dirty), SEQ_CST)
-    if load64(&p.counts.word) >= NOT_MAPPED:
-        forget_owner(u, p)
+    lru_disowned(u, p)
     return p
-
-
-cdef inline void forget_owner(mmu* u, page* p) noexcept nogil:
-    cdef uint64_t was = atomic64_fetch_and(&p.flags, ~<uint64_t>ANON_FLAGS, SEQ_CST)
-    if was & (1 << PG_lru):
-        lru_del(u, p, was)
-    p.mapping = NULL
-
-
-cdef bint swap_cache_keeps(mmu* u, page* p) noexcept nogil:
-    cdef bint keeps
-    mutex_lock(&u.swap_lock)
-    keeps = load64(&p.flags) & (1 << PG_swapcache) != 0
-    mutex_unlock(&u.swap_lock)
-    return keeps
 
 
 cdef void swap_duplicate(mmu* u, uint64_t entry) noexcept nogil:

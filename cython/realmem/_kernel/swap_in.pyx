@@ -47,10 +47,9 @@ cdef int swap_in_locked(mm_struct* mm, vm_area_struct* vma, uint64_t addr, uint6
         if swap_count(u, swapped) > 1:
             p = swap_cache_put(u, swapped, p)
     alone = swapped & PTE_SWP_EXCLUSIVE != 0 or swap_is_only(u, swapped, p)
-    if alone:
-        set_anon_exclusive(p)
     page_add_anon_rmap(mm, vma, addr, p)
     if alone:
+        set_anon_exclusive(p)
         swap_cache_dirty(u, p)
     swap_free(u, swapped)
     mm.core.swap_ents -= 1

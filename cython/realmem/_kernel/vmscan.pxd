@@ -16,9 +16,10 @@ cdef enum:
 cdef void vmscan_init(mmu* u) noexcept nogil
 cdef void vmscan_exit(mmu* u) noexcept nogil
 
-# Take back `want` pages on a node (-1: on all, from the caller's on), or what there is.
+# Take back `want` pages on a node (-1: on all, from the caller's on), or what there is, of zones
+# up to the highest that serves.
 # Returns: pages.
-cdef int64_t reclaim_pages(mmu* u, int nid, int64_t want, int who) noexcept nogil
+cdef int64_t reclaim_pages(mmu* u, int nid, int64_t want, int who, int highest) noexcept nogil
 # The same for one page, if nobody uses it any more than its one owner.  Mirrors: MADV_PAGEOUT's.
 cdef int64_t reclaim_range(mm_struct* mm, uint64_t id, uint64_t start, uint64_t end) noexcept nogil
 

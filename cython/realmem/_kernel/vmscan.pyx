@@ -64,6 +64,7 @@ cdef enum:
 cdef struct scan_control:
     mmu* u
     int who                     # BY_KSWAPD, BY_DIRECT
+    int highest                 # kind of zone whose pages serve; those of higher ones are skipped
     int64_t want
     int64_t reclaimed
     int64_t scanned
@@ -82,7 +83,7 @@ cdef void vmscan_exit(mmu* u) noexcept nogil:
 # An allocation outside all locks.  Mirrors: try_to_free_pages().
 cdef int64_t direct_reclaim(machine* m, zone* preferred, uint32_t gfp,
                             unsigned int order) noexcept nogil:
-    return reclaim_pages(<mmu*>m.mmu, preferred.nid, SWAP_CLUSTER_MAX, BY_DIRECT)
+    return reclaim_pages(<mmu*>m.mmu, preferred.nid, SWAP_CLUSTER_MAX, BY_DIRECT, preferred.kind)
 
 
 cdef void reclaim_begins(mmu* u) noexcept nogil:
@@ -97,10 +98,10 @@ cdef bint reclaim_for_fault(mmu* u, int turn) noexcept nogil:
     if turn == MAX_TURNS:
         return False
     count_vm_event(u.m, ALLOCSTALL + ZONE_NORMAL, 1)
-    return reclaim_pages(u, -1, SWAP_CLUSTER_MAX, BY_DIRECT) > 0
+    return reclaim_pages(u, -1, SWAP_CLUSTER_MAX, BY_DIRECT, MAX_NR_ZONES) > 0
 
 
-cdef int64_t reclaim_pages(mmu* u, int nid, int64_t want, int who) noexcept nogil:
+cdef int64_t reclaim_pages(mmu* u, int nid, int64_t want, int who, int highest) noexcept nogil:
     cdef scan_control sc
     cdef zone** zonelist
     cdef int priority = DEF_PRIORITY
@@ -108,6 +109,7 @@ cdef int64_t reclaim_pages(mmu* u, int nid, int64_t want, int who) noexcept nogi
     sc.u = u
     sc.who = who
     sc.want = want
+    sc.highest = highest
     sc.reclaimed = sc.scanned = 0
     if not may_find_any(u):
         return 0
@@ -188,7 +190,7 @@ cdef void shrink_kind(scan_control* sc, int nid, int which, int64_t nr_to_scan) 
     while nr_to_scan > 0 and sc.reclaimed < sc.want:
         if inactive_is_low(sc.u, nid, which):
             shrink_active(sc, nid, which + 1)
-        n = lru_oldest(sc.u, nid, which, hints, min(nr_to_scan, <int64_t>HINTS))
+        n = lru_oldest(sc.u, nid, which, sc.highest, hints, min(nr_to_scan, <int64_t>HINTS))
         if n == 0:
             break
         nr_to_scan -= n
@@ -211,7 +213,7 @@ cdef bint inactive_is_low(mmu* u, int nid, int which) noexcept nogil:
 # Mirrors: shrink_active_list().
 cdef void shrink_active(scan_control* sc, int nid, int which) noexcept nogil:
     cdef lru_hint hints[HINTS]
-    cdef int64_t n = lru_oldest(sc.u, nid, which, hints, HINTS)
+    cdef int64_t n = lru_oldest(sc.u, nid, which, sc.highest, hints, HINTS)
     cdef int64_t i
     count_vm_event(sc.u.m, PGREFILL, n)
     for i in range(n):

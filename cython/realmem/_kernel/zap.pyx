@@ -13,16 +13,16 @@ from realmem._kernel.page_free cimport free_pages
 from realmem._kernel.pgtable cimport (
     PTES_CLEAR, PTES_READ, clear_pte_locked, pte_cursor, pte_first, pte_next,
 )
-from realmem._kernel.swap cimport swap_cache_keeps, swap_free
+from realmem._kernel.swap cimport swap_free
 from realmem._kernel.tlb cimport tlb_flush_locked
 from realmem._kernel.vmaindex cimport vma_first, vma_next
 from realmem.compiler cimport (
-    SEQ_CST, VM_BUG_ON, atomic64_add_return, atomic64_fetch_and, atomic64_fetch_or, load64,
+    SEQ_CST, VM_BUG_ON, atomic64_add_return, atomic64_fetch_and, load64,
     unlikely,
 )
 from realmem.types cimport (
-    PAGE_MLOCK_SHIFT, PAGE_SIZE, PG_anon, PG_anon_exclusive, PG_dirty, PG_file, PG_lru,
-    PG_mlocked, PG_swapbacked, PG_swapcache, PG_unevictable, page, page_counts,
+    PAGE_MLOCK_SHIFT, PAGE_SIZE, PG_anon, PG_dirty, PG_file, PG_lru,
+    PG_mlocked, PG_swapbacked, PG_unevictable, page, page_counts,
     page_mlock_count, pfn_to_page,
 )
 
@@ -116,7 +116,6 @@ cdef void page_add_new_anon_rmap(mm_struct* mm, const vm_area_struct* vma, uint6
 
 cdef void page_add_anon_rmap(mm_struct* mm, const vm_area_struct* vma, uint64_t addr,
                              page* p) noexcept nogil:
-    atomic64_fetch_or(&p.flags, ANON_FLAGS & ~(1 << PG_anon_exclusive), SEQ_CST)
     mm.core.anon_rss += 1
     if lru_owned(mm.mmu, p, vma, linear_page_index(vma, addr)):
         atomic64_add_return(&mm.mmu.nr_anon_mapped, 1, SEQ_CST)
@@ -141,7 +140,7 @@ cdef void page_remove_rmap(mm_struct* mm, page* p) noexcept nogil:
     VM_BUG_ON(now.c.mapcount < -1, "a frame lost a mapping that it did not have")
     if now.c.mapcount == -1:
         atomic64_add_return(&u.nr_anon_mapped if anon else &u.nr_file_mapped, -1, SEQ_CST)
-        if anon and unlikely(load64(&p.flags) & (1 << PG_swapcache)) and swap_cache_keeps(u, p):
+        if anon and unlikely(u.total_swap_pages != 0):
             lru_disowned(u, p)
         elif anon:
             was = atomic64_fetch_and(&p.flags, ~<uint64_t>ANON_FLAGS, SEQ_CST)

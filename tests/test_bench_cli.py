@@ -292,6 +292,11 @@ def a_run_of_every_bench():
                 for who in whose:
                     yield Result("fault", metric, unit, (11394.0, 11402.0), 0, 0,
                                  {"order": 0, "pattern": pattern, "who": who})
+    for wanted in ("idle", "90 %", "110 %"):
+        for by in ("raw", "software MMU"):
+            for metric in ("p50", "p99", "p99.9", "stores"):
+                yield Result("pressure", metric, "1/s" if metric == "stores" else "ns",
+                             (1.19e7, 1.2e7), 0, 0, {"wanted": wanted, "by": by})
 
 
 def words_of(results):
@@ -307,7 +312,7 @@ def split(text):
 
 
 @pytest.mark.parametrize("width", [60, 80])
-@pytest.mark.parametrize("name", ["latency", "bandwidth", "alloc", "fault"])
+@pytest.mark.parametrize("name", ["latency", "bandwidth", "alloc", "fault", "pressure"])
 def test_no_word_of_a_bench_is_broken(name, width):
     results = [result for result in a_run_of_every_bench() if result.bench == name]
     console = Console(file=io.StringIO(), width=width)

@@ -38,7 +38,7 @@ from realmem.arguments import as_bool, as_callable, as_int
 from realmem.bench.results import PeerResult, Result
 
 PAGE_KINDS = ("4K", "2M", "1G")
-_MODULES = ("latency", "bandwidth", "alloc", "objects", "fault")
+_MODULES = ("latency", "bandwidth", "alloc", "objects", "fault", "pressure")
 
 
 def _silent(what: str) -> None:

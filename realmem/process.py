@@ -358,7 +358,8 @@ class Process(SystemCalls, AdviceCalls, RunsSomewhere, SeenFromOutside):
     @property
     def rss(self) -> int:
         """Pages that its page tables map, the zero page excepted."""
-        return int(sum(self.mm.core.rss)) - self.swap
+        counts = self.mm.core.rss       # once: reclaim may be at work
+        return int(sum(counts) - counts[2])
 
     @property
     def swap(self) -> int:

